@@ -1,0 +1,361 @@
+"""The models of a file: each class or ``Sequential`` that holds layers, read as a layer graph."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from gradlint.facts.interp import Interp, TooLarge, tensors
+from gradlint.facts.module_tree import modules_of, name_paths
+from gradlint.facts.modules import ModuleEnv
+from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
+from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains
+from gradlint.rule import Location
+
+MIN_WEIGHTS = 3
+"""Fewer weight layers than this cannot make a chain that any rule speaks of."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model: where it is, what it computes, how the probe can make it."""
+
+    symbol: str
+    location: Location
+    kind: Literal["class", "function", "variable"]
+    qualname: str
+    scope: str | None
+    graph: LayerGraph
+    chains: tuple[Chain, ...]
+    uncertain: bool
+    """Some loop or branch could not be followed: a chain may be longer than it looks."""
+    initialised_elsewhere: bool = False
+    """Code outside the model initialises it or loads weights into it."""
+    derivatives_taken: bool = False
+    """The file takes derivatives with respect to inputs (``torch.autograd.grad``), as PINNs do."""
+    optimizer: Literal["sgd", "adam", "none"] = "none"
+
+
+@dataclass
+class _Reading:
+    instance: Value
+    graph: LayerGraph
+    complete: bool
+    graphs: list[LayerGraph] = field(default_factory=list)
+
+
+def read_models(module: ModuleEnv) -> tuple[ModelFacts, ...]:
+    """Every model that the file defines: its ``nn.Module`` classes, and ``Sequential`` calls outside of classes."""
+    found: list[ModelFacts] = []
+    used_by_classes: set[tuple[int, int]] = set()
+    for node in _classes(module.tree):
+        interp = Interp()
+        module.evaluator.current = interp.eval
+        cls = ClassValue(node, module)
+        if not _interesting(node, cls, interp):
+            continue
+        facts = _read_class(cls, module, used_by_classes)
+        if facts is not None:
+            found.append(facts)
+    found.extend(_read_sequentials(module, used_by_classes))
+    return tuple(found)
+
+
+def _classes(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    todo: list[ast.stmt] = list(tree.body)
+    while todo:
+        node = todo.pop(0)
+        if isinstance(node, ast.ClassDef):
+            yield node
+        elif isinstance(node, (ast.If, ast.Try)):
+            todo[:0] = [*node.body, *node.orelse]
+
+
+def _interesting(node: ast.ClassDef, cls: ClassValue, interp: Interp) -> bool:
+    if not node.bases:
+        return False
+    table = interp.table
+    try:
+        if not table.objects.is_module(cls):
+            return False
+        return (
+            table.objects.find_method(cls, "forward") is not None or table.objects.container_base(cls) == "Sequential"
+        )
+    except (TooLarge, RecursionError):
+        return False
+
+
+def _read_class(cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]]) -> ModelFacts | None:
+    """Follow the class with each set of arguments that the file shows; the deepest reading counts."""
+    best: tuple[int, Interp, Instance] | None = None
+    sites = [*_call_sites(cls, module)][:3] or [([], {})]
+    for args, kwargs in sites:
+        read = _forward(cls, module, args, kwargs)
+        if read is None:
+            continue
+        interp, instance = read
+        depth = max((c.depth for c in chains(interp.graph())), default=0)
+        if best is None or depth > best[0]:
+            best = (depth, interp, instance)
+    if best is None:
+        return None
+    _, interp, instance = best
+    for c in modules_of(instance):
+        if isinstance(c, Container) and c.file == module.path:
+            used.add((c.line, c.column))
+    for c in interp.containers:
+        used.add((c.line, c.column))
+    graph = interp.graph()
+    held = tuple(c for c in chains(graph) if _holder(instance, c, interp) is instance)
+    node = cls.node
+    return ModelFacts(
+        symbol=node.name,
+        location=_location(module, node.lineno, node.col_offset, node.lineno, None),
+        kind="class",
+        qualname=node.name,
+        scope=None,
+        graph=graph,
+        chains=held,
+        uncertain=not interp.complete or any(n.attrs.get("uncertain") for n in graph.nodes),
+    )
+
+
+def _forward(
+    cls: ClassValue, module: ModuleEnv, args: Sequence[Value], kwargs: dict[str, Value]
+) -> tuple[Interp, Instance] | None:
+    interp = Interp()
+    module.evaluator.current = interp.eval
+    try:
+        instance = interp.table.objects.construct(cls, list(args), dict(kwargs))
+        if not isinstance(instance, Instance):
+            return None
+        name_paths(instance)
+        interp.nodes.clear()
+        run_forward(interp, instance)
+    except (TooLarge, RecursionError):
+        return None
+    except Exception as error:
+        if type(error).__name__ not in ("_Raise", "Return", "_Break", "_Continue"):
+            raise
+        return None
+    return interp, instance
+
+
+def run_forward(interp: Interp, module: Value) -> None:
+    """Call ``module`` on live inputs and mark what it returns as output."""
+    inputs: list[Value] = []
+    if isinstance(module, Instance):
+        forward = interp.table.objects.find_method(module.cls, "forward")
+        if forward is None and "__items__" not in module.attrs:
+            return
+        inputs = _inputs(interp, forward) if forward is not None else [interp.emit(INPUT, "input", [])]
+    else:
+        inputs = [interp.emit(INPUT, "input", [])]
+    result = interp.table.apply(module, inputs, {}, 0)
+    out = list(tensors(result)) or ([Tensor(len(interp.nodes) - 1)] if result is UNKNOWN and interp.nodes else [])
+    if isinstance(result, Instance):
+        out = list(tensors(list(result.attrs.values())))
+    if out:
+        interp.emit(OUTPUT, "output", out)
+
+
+def _inputs(interp: Interp, forward: FuncValue) -> list[Value]:
+    spec = forward.node.args
+    names = [a.arg for a in (*spec.posonlyargs, *spec.args)][1:]
+    required = len(names) - len(spec.defaults)
+    if spec.vararg is not None and not names:
+        return [interp.emit(INPUT, "input", [])]
+    return [interp.emit(INPUT, name, []) for name in names[: max(required, 0)]]
+
+
+def _holder(root: Instance, chain: Chain, interp: Interp) -> Instance:
+    """The innermost project class that holds enough of the chain to be its home."""
+    paths = [layer.path for layer in chain.layers]
+    here = root
+    prefix = ""
+    while True:
+        inner: Instance | None = None
+        for key, value in here.attrs.items():
+            if isinstance(value, Instance) and value.is_module:
+                start = f"{prefix}{key}."
+                inside = sum(1 for p in paths if p.startswith(start))
+                if inside >= 4 and inside >= 0.6 * len(paths):
+                    inner, inner_prefix = value, start
+                    break
+        if inner is None:
+            return here
+        here, prefix = inner, inner_prefix
+
+
+def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[tuple[list[Value], dict[str, Value]]]:
+    """Arguments with which the file itself makes the class, evaluated as far as they are literal."""
+    interp = Interp()
+    module.evaluator.current = interp.eval
+    for scope, call in _calls(module.tree, cls.node.name):
+        if scope is not None and any(scope is n for n in ast.walk(cls.node)):
+            continue
+        env = Env(module)
+        if scope is not None:
+            _literal_locals(scope, env, interp)
+        try:
+            args = [interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred)]
+            kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
+        except (TooLarge, RecursionError):
+            continue
+        except Exception as error:
+            if type(error).__name__ != "_Raise":
+                raise
+            continue
+        yield args, kwargs
+
+
+def _calls(tree: ast.AST, name: str) -> Iterator[tuple[ast.FunctionDef | None, ast.Call]]:
+    todo: list[tuple[ast.AST, ast.FunctionDef | None]] = [(tree, None)]
+    while todo:
+        node, scope = todo.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+            yield scope, node
+        inner = node if isinstance(node, ast.FunctionDef) else scope
+        todo.extend((child, inner) for child in ast.iter_child_nodes(node))
+
+
+def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:
+    defaults = scope.args.defaults
+    names = [a.arg for a in scope.args.args]
+    for a in scope.args.args:
+        env.vars[a.arg] = interp.from_annotation(a.annotation, Env(env.module)) if a.annotation else UNKNOWN
+    for name, default in zip(names[len(names) - len(defaults) :], defaults, strict=True):
+        if isinstance(default, ast.Constant):
+            env.vars[name] = default.value
+    for node in scope.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            value = node.value
+            plain = all(
+                isinstance(n, (ast.Constant, ast.List, ast.Tuple, ast.Load, ast.BinOp, ast.operator, ast.Dict))
+                for n in ast.walk(value)
+            )
+            env.vars[node.targets[0].id] = interp.eval(value, env) if plain else UNKNOWN
+
+
+def _read_sequentials(module: ModuleEnv, used: set[tuple[int, int]]) -> Iterator[ModelFacts]:
+    """``nn.Sequential(...)`` calls outside of classes, each with the way to make it again."""
+    for node, scope, holder in _sequential_calls(module):
+        if (node.lineno, node.col_offset) in used:
+            continue
+        interp = Interp()
+        module.evaluator.current = interp.eval
+        made = _containers_of(interp, module, scope)
+        mine = [c for c in made if (c.line, c.column) == (node.lineno, node.col_offset) and not c.nested]
+        if not mine:
+            continue
+        container = mine[-1]
+        name_paths(container)
+        interp.nodes.clear()
+        try:
+            run_forward(interp, container)
+        except (TooLarge, RecursionError):
+            continue
+        graph = interp.graph()
+        kind: Literal["function", "variable"] = "variable" if holder else "function"
+        if kind == "function" and (scope is None or not _returns(scope, node)):
+            continue
+        yield ModelFacts(
+            symbol=holder or (scope.name if scope is not None else "<module>"),
+            location=_location(module, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset),
+            kind=kind,
+            qualname=holder or (scope.name if scope else ""),
+            scope=scope.name if scope is not None and kind == "variable" else None,
+            graph=graph,
+            chains=tuple(chains(graph)),
+            uncertain=container.open or not interp.complete,
+        )
+
+
+def _sequential_calls(module: ModuleEnv) -> Iterator[tuple[ast.Call, ast.FunctionDef | None, str | None]]:
+    """Each outermost call of ``nn.Sequential`` outside a class, the function around it, the name it is bound to."""
+    todo: list[tuple[ast.AST, ast.FunctionDef | None, str | None]] = [(module.tree, None, None)]
+    while todo:
+        node, scope, name = todo.pop()
+        if isinstance(node, ast.ClassDef):
+            continue
+        if isinstance(node, ast.Call) and _is_sequential(node, module):
+            yield node, scope, name
+            continue
+        if isinstance(node, ast.FunctionDef):
+            scope = node if scope is None else scope
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+        elif isinstance(node, ast.stmt):
+            name = None
+        todo.extend((child, scope, name) for child in ast.iter_child_nodes(node))
+
+
+def _is_sequential(node: ast.Call, module: ModuleEnv) -> bool:
+    func = node.func
+    if isinstance(func, ast.Attribute):
+        return func.attr == "Sequential"
+    return isinstance(func, ast.Name) and func.id == "Sequential" and module.binds("Sequential")
+
+
+def _containers_of(interp: Interp, module: ModuleEnv, scope: ast.FunctionDef | None) -> list[Container]:
+    try:
+        if scope is not None:
+            args, kwargs = _function_site(interp, module, scope)
+            interp.call_function(FuncValue(scope, module), args, kwargs)
+        else:
+            env = Env(module)
+            for stmt in module.tree.body:
+                if isinstance(stmt, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.Expr)):
+                    env_before = env.vars
+                    interp.statement(stmt, env)
+                    env.vars = env_before
+    except (TooLarge, RecursionError):
+        pass
+    except Exception as error:
+        if type(error).__name__ not in ("_Raise", "Return", "_Break", "_Continue"):
+            raise
+    return interp.containers
+
+
+def _function_site(interp: Interp, module: ModuleEnv, scope: ast.FunctionDef) -> tuple[list[Value], dict[str, Value]]:
+    for outer, call in _calls(module.tree, scope.name):
+        env = Env(module)
+        if outer is not None:
+            _literal_locals(outer, env, interp)
+        args = [interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred)]
+        kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
+        return args, kwargs
+    return [], {}
+
+
+def _returns(scope: ast.FunctionDef, call: ast.Call) -> bool:
+    return any(
+        isinstance(n, ast.Return) and n.value is not None and any(m is call for m in ast.walk(n.value))
+        for n in ast.walk(scope)
+    )
+
+
+def _location(module: ModuleEnv, line: int, column: int, end_line: int | None, end_column: int | None) -> Location:
+    """From byte columns counted from 0 to character columns counted from 1."""
+    lines = module.lines
+    text = lines[line - 1] if lines and line <= len(lines) else ""
+    last = lines[end_line - 1] if lines and end_line and end_line <= len(lines) else text
+    start = len(text.encode()[:column].decode(errors="ignore")) + 1
+    end = (
+        len(last.rstrip("\r\n")) + 1
+        if end_column is None
+        else len(last.encode()[:end_column].decode(errors="ignore")) + 1
+    )
+    return Location(line, start, end_line or line, end)
+
+
+def with_surroundings(facts: ModelFacts, **changes: object) -> ModelFacts:
+    """A copy that knows more of the file around the model."""
+    return replace(facts, **changes)  # type: ignore[arg-type]
+
+
+def weight_layers(facts: ModelFacts) -> int:
+    """How many weight layers the model's forward uses."""
+    return sum(1 for n in facts.graph.nodes if n.kind == WEIGHT)
