@@ -1,0 +1,1 @@
+"""The probe: experiments that confirm or refute a candidate, run in a confined worker process."""
