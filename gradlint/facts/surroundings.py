@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from gradlint.facts.models import ModelFacts
+from gradlint.facts.index import ProjectIndex, SourceFile
+from gradlint.facts.models import ModelFacts, initialises
+from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.torch_ops import ADAM_FAMILY, SGD_FAMILY
 from gradlint.facts.vanishing import Optimizer
 
+MAX_FILES = 500
+"""Files of the project that are searched for uses of a model."""
 _INITIALISING_WORDS = ("init", "weights", "pretrain", "checkpoint", "xavier", "kaiming", "orthogonal")
 _LOADING_METHODS = frozenset({"load_state_dict", "load_weights", "load_pretrained", "from_pretrained", "load_from"})
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """How code outside a model initialises it: ``model.apply(function)`` or ``function(model)``; '' if not by name."""
+
+    function: str
+    applied: bool
+
+
+_UNNAMED = Initialiser("", False)
 
 
 @dataclass
@@ -20,7 +36,7 @@ class Surroundings:
 
     optimizers: dict[str, set[Optimizer]] = field(default_factory=dict)
     families: set[Optimizer] = field(default_factory=set)
-    initialised: set[str] = field(default_factory=set)
+    initialised: dict[str, set[Initialiser]] = field(default_factory=dict)
     derivatives_taken: bool = False
 
 
@@ -32,18 +48,53 @@ def read_surroundings(tree: ast.Module) -> Surroundings:
     return found
 
 
-def placed(models: Sequence[ModelFacts], around: Surroundings) -> tuple[ModelFacts, ...]:
-    """The models with what the file says of them."""
+def read_project(
+    index: ProjectIndex, file: SourceFile, makers: frozenset[str], seen: dict[str, Surroundings]
+) -> Surroundings:
+    """What the other files of the project say of the objects that ``makers`` make. ``seen`` keeps what was read."""
+    found = Surroundings()
+    words = re.compile(b"|".join(rb"\b%s\b" % m.encode() for m in sorted(makers)))
+    for real in index.files(file.real)[:MAX_FILES]:
+        data = index.data(real) if real != file.real and real.endswith(".py") else None
+        if data is None or b"torch" not in data or words.search(data) is None:
+            continue
+        if real not in seen:
+            other = index.parse(real)
+            seen[real] = read_surroundings(other.tree) if other is not None else Surroundings()
+        around = seen[real]
+        for maker, families in around.optimizers.items():
+            found.optimizers.setdefault(maker, set()).update(families)
+        for maker in around.initialised:
+            found.initialised.setdefault(maker, set()).add(_UNNAMED)  # its functions are not this file's
+    return found
+
+
+def placed(
+    models: Sequence[ModelFacts],
+    around: Surroundings,
+    project: Surroundings | None = None,
+    module: ModuleEnv | None = None,
+) -> tuple[ModelFacts, ...]:
+    """The models with what their file says of them, and where it is silent the rest of the project.
+
+    With ``module``, the functions that are said to initialise a model are followed: one that changes no weight
+    (it looks for other layers) initialises nothing.
+    """
     out = []
+    other = project or Surroundings()
     for model in models:
         maker = model.qualname
-        families = around.optimizers.get(maker) or around.families
+        families = around.optimizers.get(maker) or around.families or other.optimizers.get(maker) or set()
         optimizer: Optimizer = next(iter(families)) if len(families) == 1 else "none"
         out.append(
             replace(
                 model,
                 optimizer=optimizer,
-                initialised_elsewhere=maker in around.initialised,
+                initialised_elsewhere=bool(other.initialised.get(maker))
+                or any(
+                    module is None or not i.function or initialises(module, model, i.function, i.applied)
+                    for i in around.initialised.get(maker, ())
+                ),
                 derivatives_taken=around.derivatives_taken,
             )
         )
@@ -92,13 +143,16 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, cond
         found.derivatives_taken = True
     owner = _dotted(node.func.value) if isinstance(node.func, ast.Attribute) else None
     if short == "apply" and owner in makers:
-        found.initialised.add(makers[owner])
+        named = node.args[0].id if node.args and isinstance(node.args[0], ast.Name) else ""
+        found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, True))
     if any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper():
         for arg in node.args:
             for part in ast.walk(arg):
                 name = _dotted(part)
                 if name in makers:
-                    found.initialised.add(makers[name])
+                    known = isinstance(node.func, ast.Name) and part is arg and len(node.args) == 1
+                    initialiser = Initialiser(short, False) if known else _UNNAMED
+                    found.initialised.setdefault(makers[name], set()).add(initialiser)
 
 
 def _read_loads(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroundings) -> None:
@@ -112,7 +166,7 @@ def _read_loads(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroun
             trained = True
         owner = _dotted(node.func.value)
         if node.func.attr in _LOADING_METHODS and owner in makers and not trained and id(node) not in conditional:
-            found.initialised.add(makers[owner])
+            found.initialised.setdefault(makers[owner], set()).add(_UNNAMED)
 
 
 def _maker(value: ast.expr, makers: dict[str, str]) -> str | None:

@@ -1,0 +1,38 @@
+"""The files of a project as the model reader sees them: one :class:`ModuleEnv` each, made when asked for."""
+
+from __future__ import annotations
+
+from gradlint.facts.index import ProjectIndex, SourceFile
+from gradlint.facts.modules import Evaluator, ModuleEnv
+
+MAX_MODULES = 400
+"""Files of the project that one process keeps as top levels; further ones count as unknown."""
+
+
+class Project:
+    """Top levels of files. One reading at a time uses them."""
+
+    def __init__(self, index: ProjectIndex) -> None:
+        self.index = index
+        self.evaluator = Evaluator()
+        self._made: dict[str, ModuleEnv] = {}
+
+    def module(self, file: SourceFile) -> ModuleEnv:
+        """The top level of ``file``."""
+        if file.real not in self._made:
+            if len(self._made) >= MAX_MODULES:
+                self._made.clear()
+            self._made[file.real] = ModuleEnv(
+                file.tree,
+                file.path,
+                file.module,
+                file.package,
+                lambda name: self._resolve(name, file.real),
+                file.text,
+                self.evaluator,
+            )
+        return self._made[file.real]
+
+    def _resolve(self, name: str, near: str) -> ModuleEnv | None:
+        found = self.index.module(name, near)
+        return self.module(found) if found is not None else None

@@ -1,0 +1,112 @@
+"""From a candidate to the request that can contradict it: slices, call sites, edits, as plain data.
+
+A request is self-contained: two candidates with the same key share one experiment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from gradlint.facts.index import ProjectIndex
+from gradlint.facts.vanishing import MIN_DEPTH
+from gradlint.probe.policy import vet
+from gradlint.probe.slicing import Slice, slice_for, slice_step
+from gradlint.rule import Candidate, ModelExperiment, StepExperiment
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One experiment, ready to be sent."""
+
+    key: str
+    kind: Literal["model", "step"]
+    body: Mapping[str, Any]
+
+    def merged_with(self, other: Prepared) -> Prepared:
+        """The same experiment with the remedies of both."""
+        mine, others = self.body.get("remedies", []), other.body.get("remedies", [])
+        both = [*mine, *(r for r in others if r not in mine)]
+        return replace(self, body={**self.body, "remedies": both}) if both != mine else self
+
+
+@dataclass(frozen=True)
+class Unsliced:
+    """Why there is no experiment: one of ``gradlint.rule.REASONS``, and what would make it runnable."""
+
+    reason: str
+    detail: str
+
+
+def prepare(index: ProjectIndex, candidate: Candidate, inputs: Sequence[Shape]) -> Prepared | Unsliced | None:
+    """The request for a candidate. ``inputs``: shapes of the model's arguments, where the user gave them."""
+    experiment = candidate.experiment
+    if isinstance(experiment, ModelExperiment):
+        return _model(index, candidate, experiment, inputs)
+    if isinstance(experiment, StepExperiment):
+        return _step(index, experiment)
+    return None
+
+
+def _model(
+    index: ProjectIndex, candidate: Candidate, experiment: ModelExperiment, inputs: Sequence[Shape]
+) -> Prepared | Unsliced:
+    path, name = experiment.path, experiment.qualname
+    calls = index.call_sites(path, name) if experiment.kind != "variable" else []
+    part = slice_for(index, path, [name], experiment.scope, calls)
+    refused = _refused(part, name)
+    if refused is not None:
+        return refused
+    body = {
+        "modules": [dict(m) for m in part.modules],
+        "entry": part.entry,
+        "kind": experiment.kind,
+        "qualname": name,
+        "calls": [c.to_json() for c in calls],
+        "inputs": [list(s) for s in inputs],
+        "min_depth": MIN_DEPTH,
+        "optimizer": candidate.facts.get("optimizer", "none"),
+        "controls": {},
+    }
+    return Prepared(_key("model", body), "model", {**body, "remedies": list(experiment.remedies)})
+
+
+def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unsliced:
+    part = slice_step(index, experiment.path, experiment.region)
+    refused = _refused(part, experiment.region)
+    if refused is not None:
+        return refused
+    edited = None
+    if experiment.edit is not None:
+        other = index.with_text(experiment.path, experiment.edit.new_text)
+        after = slice_step(other, experiment.path, experiment.region)
+        source = next((m["source"] for m in after.modules if m["name"] == after.entry), None)
+        if source is not None:
+            edited = {"source": source, "lines": list(experiment.edited_lines)}
+    body = {
+        "modules": [dict(m) for m in part.modules],
+        "entry": part.entry,
+        "region": experiment.region,
+        "lines": list(experiment.lines),
+        "values": index.values(experiment.path),
+        "edited": edited,
+        "controls": {},
+    }
+    return Prepared(_key("step", body), "step", body)
+
+
+def _refused(part: Slice, name: str) -> Unsliced | None:
+    """Why a slice is of no use: it is empty, lacks its own subject, or plainly does what no experiment may."""
+    if not part.modules or any(m == f"{part.entry}.{name}" for m in part.missing):
+        return Unsliced("not-sliced", f"{name or 'the module'} could not be cut out of the project")
+    hostile = vet(part.modules)
+    return Unsliced("vetoed", hostile) if hostile is not None else None
+
+
+def _key(kind: str, body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([kind, body], sort_keys=True).encode()).hexdigest()
