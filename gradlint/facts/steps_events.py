@@ -1,0 +1,77 @@
+"""Training events: what one call does to gradients, where it stands and through which helpers it was reached."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from typing import Literal
+
+from gradlint.rule import Location
+
+Kind = Literal["forward", "backward", "clip", "unscale", "step", "zero_grad", "scaler_update", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One function on the way to an event. ``call`` is the call that entered it (None for the region itself)."""
+
+    qualname: str
+    path: str
+    line: int
+    call: Location | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One call that touches gradients, or may.
+
+    ``object`` is the key of what is acted on: the optimizer of a step, ``unscale_`` or ``zero_grad``, the loss of a
+    backward. ``roots`` are the objects whose parameters a clip or a ``zero_grad`` reaches (``optimizer:key`` for those
+    of an optimizer). Both are empty where the text does not tell.
+    """
+
+    kind: Kind
+    name: str
+    location: Location
+    path: str
+    object: str = ""
+    roots: frozenset[str] = frozenset()
+    limit: str = ""
+    """A clip's ``max_norm`` or ``clip_value`` as written."""
+    by_value: bool = False
+    logging: bool = False
+    """A clip with an infinite limit: it only measures."""
+    scaler: str = ""
+    """The gradient scaler of a scaled backward, an ``unscale_``, or a step through the scaler."""
+    doubt: Literal["", "weak", "strong"] = ""
+    """For ``unknown``: whether the name or the arguments suggest that gradients are touched.
+    For a clip: a helper that cannot be read."""
+    frames: tuple[Frame, ...] = ()
+
+    @property
+    def line(self) -> int:
+        """The line the call begins on."""
+        return self.location.line
+
+
+class Lines:
+    """The lines of one text as the parser counts them, for columns in characters."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = re.split(r"\r\n|\r|\n", text)
+
+    def column(self, line: int, offset: int) -> int:
+        """The 1-based column in characters of a 0-based offset in UTF-8 bytes."""
+        text = self._lines[line - 1] if 0 < line <= len(self._lines) else ""
+        if text.isascii():
+            return offset + 1
+        return len(text.encode("utf-8", "surrogatepass")[:offset].decode("utf-8", "ignore")) + 1
+
+    def location(self, node: ast.expr | ast.stmt) -> Location:
+        """The span of a node; the end is exclusive."""
+        end_line = node.end_lineno or node.lineno
+        end = node.end_col_offset if node.end_col_offset is not None else node.col_offset
+        return Location(
+            node.lineno, self.column(node.lineno, node.col_offset), end_line, self.column(end_line, end)
+        )

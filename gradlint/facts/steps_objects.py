@@ -1,0 +1,248 @@
+"""Which objects of a file are optimizers, gradient scalers, models: by how they are made, used, and named."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, spelled
+
+Key = Callable[[ast.expr], str | None]
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_OPTIMIZER_CLASSES = frozenset(
+    "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS LAMB Lamb LARS Lion Muon NAdam RAdam RMSprop Rprop SGD SparseAdam".split()
+)
+_OPTIMIZER_WORDS = frozenset(
+    "opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop".split()
+)
+_SCHEDULER_WORDS = frozenset("sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau".split())
+_OTHER_STEP_WORDS = frozenset(
+    "env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler "
+    "swa board writer debugger stepper world game wandb tracker".split()
+)
+_MODEL_WORDS = frozenset(
+    "model models net nets network networks module encoder decoder generator discriminator critic actor policy backbone "
+    "classifier unet vae gan gpt bert transformer student teacher netd netg rnn lstm cnn mlp".split()
+)
+_MODEL_METHODS = frozenset("parameters named_parameters eval modules named_modules requires_grad_".split())
+
+
+def words(name: str) -> list[str]:
+    """The lower-case words of an identifier: ``self.optimizerG`` gives ``self optimizer g``."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def last_name(key: str) -> str:
+    """The name that says what an object is: ``self.optims['g']`` gives ``optims``."""
+    return re.sub(r"\[.*?\]|\(.*?\)", "", key).rsplit(".", 1)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """What is known of the objects of one file, by their key: the name they are called by."""
+
+    optimizers: Mapping[str, frozenset[str]]
+    """Optimizers, with the roots of the parameters they were given (empty: not known)."""
+    scalers: frozenset[str]
+    models: frozenset[str]
+    engines: frozenset[str]
+    instances: Mapping[str, Class]
+    """Objects made from a class of this file."""
+    others: frozenset[str]
+    """Objects made from a class that has a ``step`` and trains nothing: schedulers, meters, profilers."""
+
+    def is_scaler(self, key: str) -> bool:
+        """Whether this is a gradient scaler (``torch.amp.GradScaler`` or its like)."""
+        return key in self.scalers or bool({"scaler", "scalers"} & set(words(last_name(key))))
+
+    def is_model(self, key: str) -> bool:
+        """Whether this is a module that is trained."""
+        return key in self.models or bool(_MODEL_WORDS & set(words(last_name(key))))
+
+    def is_optimizer(self, key: str) -> bool:
+        """Whether ``key.step()`` updates parameters, as far as can be told."""
+        if key in self.others:
+            return False
+        if key in self.optimizers or key in self.engines:
+            return True
+        kinds = [w for w in words(last_name(key)) if w in _OPTIMIZER_WORDS | _SCHEDULER_WORDS | _OTHER_STEP_WORDS]
+        return bool(kinds) and kinds[-1] in _OPTIMIZER_WORDS
+
+    def never_steps(self, key: str) -> bool:
+        """Whether ``key.step()`` surely updates no parameters."""
+        known = set(words(last_name(key)))
+        return key in self.others or bool(known & (_SCHEDULER_WORDS | _OTHER_STEP_WORDS))
+
+
+def read_objects(scopes: Scopes) -> Objects:
+    """Collect the evidence of one file in one walk."""
+    reader = _Reader(scopes)
+    reader.walk(scopes.module)
+    for cls in scopes.classes:
+        reader.walk(cls.scope)
+    for function in scopes.functions:
+        reader.walk(function.scope)
+    return reader.result()
+
+
+def roots(expr: ast.expr, key: Key, scope: Scope, objects: Objects | None, depth: int = 0) -> frozenset[str]:
+    """The objects whose parameters an expression lists: ``chain(a.parameters(), b.parameters())`` gives a and b.
+
+    ``optimizer.param_groups`` and ``amp.master_params(optimizer)`` give ``optimizer:`` and the optimizer's key.
+    """
+
+    def inner(node: ast.expr) -> frozenset[str]:
+        return roots(node, key, scope, objects, depth + 1)
+
+    if depth > 12:
+        return frozenset()
+    if isinstance(expr, ast.Call):
+        return _roots_of_call(expr, key, inner, objects)
+    if isinstance(expr, ast.Subscript):
+        return inner(expr.value)
+    if isinstance(expr, ast.Starred):
+        return inner(expr.value)
+    if isinstance(expr, (ast.List, ast.Tuple, ast.Set)):
+        return _union(inner(item) for item in expr.elts)
+    if isinstance(expr, ast.Dict):
+        return _union(
+            inner(value)
+            for name, value in zip(expr.keys, expr.values, strict=True)
+            if not (isinstance(name, ast.Constant) and name.value != "params")
+        )
+    if isinstance(expr, (ast.ListComp, ast.GeneratorExp, ast.SetComp)):
+        return _union(inner(generator.iter) for generator in expr.generators)
+    if isinstance(expr, ast.BinOp):
+        return inner(expr.left) | inner(expr.right)
+    if isinstance(expr, ast.Attribute) and expr.attr == "param_groups":
+        owner = key(expr.value)
+        return frozenset({f"optimizer:{owner}"}) if owner else frozenset()
+    if isinstance(expr, ast.Name):
+        binding = scope.lookup(expr.id)
+        if binding and len(binding.values) == 1 and not binding.opaque and _lists_parameters(binding.values[0]):
+            return inner(binding.values[0])
+    own = key(expr)
+    return frozenset({own}) if own else frozenset()
+
+
+def _roots_of_call(
+    call: ast.Call, key: Key, inner: Callable[[ast.expr], frozenset[str]], objects: Objects | None
+) -> frozenset[str]:
+    function = call.func
+    if isinstance(function, ast.Attribute) and function.attr in {
+        "parameters",
+        "named_parameters",
+        "trainable_parameters",
+        "get_parameters",
+    }:
+        owner = key(function.value)
+        return frozenset({owner}) if owner else frozenset()
+    found = set()
+    for argument in call.args:
+        if isinstance(argument, ast.Lambda):
+            continue
+        own = key(argument)
+        if own and objects is not None and objects.is_optimizer(own):
+            found.add(f"optimizer:{own}")
+        else:
+            found |= inner(argument)
+    return frozenset(found)
+
+
+def _lists_parameters(value: ast.expr) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in {"parameters", "named_parameters", "param_groups"}
+        for node in ast.walk(value)
+    )
+
+
+def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
+    found: frozenset[str] = frozenset()
+    for part in sets:
+        found |= part
+    return found
+
+
+class _Reader:
+    def __init__(self, scopes: Scopes) -> None:
+        self.scopes = scopes
+        self.optimizers: dict[str, set[str]] = {}
+        self.scalers: set[str] = set()
+        self.models: set[str] = set()
+        self.cleared: set[str] = set()
+        self.backward: set[str] = set()
+        self.stepped: set[str] = set()
+        self.instances: dict[str, Class | None] = {}
+        self.others: set[str] = set()
+
+    def result(self) -> Objects:
+        for key in self.cleared - self.models - self.others:
+            if key in self.stepped:
+                self.optimizers.setdefault(key, set())
+        return Objects(
+            {key: frozenset(found) for key, found in self.optimizers.items()},
+            frozenset(self.scalers),
+            frozenset(self.models),
+            frozenset((self.backward & self.stepped) - self.others),
+            {key: cls for key, cls in self.instances.items() if cls is not None},
+            frozenset(self.others - set(self.optimizers)),
+        )
+
+    def walk(self, scope: Scope) -> None:
+        for node in own_nodes(scope.node.body):
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    self.made(target, node.value, scope)
+            elif isinstance(node, ast.withitem) and isinstance(node.context_expr, ast.Call) and node.optional_vars:
+                self.made(node.optional_vars, node.context_expr, scope)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                self.used(node, node.func)
+
+    def made(self, target: ast.expr, call: ast.Call, scope: Scope) -> None:
+        """``target = Something(...)``."""
+        key = spelled(target)
+        name = self.scopes.dotted(call.func, scope) or spelled(call.func) or ""
+        last = name.rsplit(".", 1)[-1]
+        if key is None:
+            return
+        cls = self.scopes.class_of(call.func, scope)
+        if cls is not None:
+            same = key not in self.instances or self.instances[key] is cls
+            self.instances[key] = cls if same else None
+        named = set(words(last))
+        if "lr_scheduler" in name or named & (_SCHEDULER_WORDS | {"meter", "ema", "profile", "profiler"}):
+            self.others.add(key)
+        elif last.endswith("GradScaler") or "scaler" in named:
+            self.scalers.add(key)
+        elif (
+            name.startswith("torch.optim.")
+            or last in _OPTIMIZER_CLASSES
+            or named & {"optim", "optimizer", "optimiser", "adam", "sgd"}
+        ):
+            listed = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
+            found = self.optimizers.setdefault(key, set())
+            if listed is not None:
+                found |= roots(listed, spelled, scope, None)
+        elif cls is not None and any(base.endswith("Module") for base in self.scopes.base_names(cls)):
+            self.models.add(key)
+
+    def used(self, call: ast.Call, function: ast.Attribute) -> None:
+        """``key.method(...)``."""
+        key = spelled(function.value)
+        if key is None:
+            return
+        if function.attr in _MODEL_METHODS:
+            self.models.add(key)
+        elif function.attr == "zero_grad":
+            self.cleared.add(key)
+        elif function.attr == "step":
+            self.stepped.add(key)
+        elif function.attr == "backward" and call.args:
+            self.backward.add(key)
+        if function.attr in {"step", "unscale_"} and call.args and "scaler" in words(key):
+            given = spelled(call.args[0])
+            if given:
+                self.optimizers.setdefault(given, set())

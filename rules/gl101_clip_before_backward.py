@@ -1,0 +1,449 @@
+"""# clip-before-backward
+
+## What it does
+Finds a gradient clip that runs before the `backward()` of its iteration, while the optimizer's step comes after it.
+
+## Why it matters
+`clip_grad_norm_` scales the gradients that are there when it is called. Before `backward()` these are the leftovers
+of the last iteration, or none at all. The gradients that reach `optimizer.step()` are never clipped: the training
+runs as if the line were not there, and the norm it logs is the norm of something else. Nothing raises an error.
+
+## Example
+```python
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+criterion = nn.MSELoss()
+inputs, targets = torch.randn(32, 10), torch.randn(32, 1)
+
+for step in range(20):
+    loss = criterion(model(inputs), targets)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+```
+
+## Use instead
+```python
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+criterion = nn.MSELoss()
+inputs, targets = torch.randn(32, 10), torch.randn(32, 1)
+
+for step in range(20):
+    loss = criterion(model(inputs), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+    optimizer.step()
+```
+
+## How it is confirmed
+The statements of the training step run on real PyTorch with recorders around the clip, the backward and the step,
+with a loss that makes the gradient ten times the limit. The finding is confirmed if the clip ran before the backward
+of its iteration and the norm at the step is above 1.01 times the limit, and is at the limit once the clip has been
+moved to after the backward. The same edit is what `--fix` applies.
+
+## When to ignore it
+When the norm is only logged; an infinite limit says so, and is not reported. A loop that clips and steps for the
+gradients of the iteration before is right, and is not reported either.
+
+## References
+- R. Pascanu, T. Mikolov, Y. Bengio. On the difficulty of training recurrent neural networks. ICML 2013,
+  arXiv 1211.5063.
+- PyTorch documentation, torch.nn.utils.clip_grad_norm_.
+- PyTorch documentation, Automatic Mixed Precision examples: gradient clipping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gradlint.facts import FileFacts
+from gradlint.facts.cfg import Node, solve
+from gradlint.facts.remedies import move_after
+from gradlint.facts.steps import Event, Frame, Region, StepFacts
+from gradlint.facts.steps_states import Turn, common_frame, place_in, turn_of
+from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
+
+TOLERANCE = 1.01
+"""The norm at the step may exceed the limit by this factor: clip_grad_norm_ divides by the norm plus 1e-6, in float32."""
+
+_States = frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What follows a clip in its iteration."""
+
+    backward: tuple[Event, ...]
+    """The backward calls that are the first after the clip on some path."""
+    steps: tuple[Event, ...]
+    """The steps that such a backward reaches."""
+    cleared: bool
+    """Whether the gradients the clip saw are cleared ahead of the backward, on every path."""
+
+
+def check(facts: FileFacts) -> Iterable[Candidate]:
+    """Clips that come before the backward of their iteration on every path, in every region they belong to."""
+    steps = facts.steps or StepFacts()
+    for places_of_clip in _clips(steps, facts.path).values():
+        courses = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
+        verdicts = [fault for *_, fault in courses]
+        if any(fault == "right" for fault in verdicts):
+            continue
+        for region, node, clip, fault in courses:
+            if isinstance(fault, _Course):
+                yield _candidate(facts, steps, region, node, clip, fault)
+                break
+
+
+def places(facts: FileFacts) -> Iterable[Candidate]:
+    """Every clip that shares an iteration with a backward and a step."""
+    steps = facts.steps or StepFacts()
+    for places_of_clip in _clips(steps, facts.path).values():
+        region, node, clip = places_of_clip[0]
+        turn = turn_of(region, node)
+        if turn is None or clip.logging:
+            continue
+        inside = [event for index, event in region.events if _in(turn, index)]
+        found = {kind: tuple(e for e in inside if e.kind == kind) for kind in ("backward", "step")}
+        course = _Course(found["backward"][:1], found["step"][:1], False)
+        if course.backward and course.steps:
+            yield _candidate(facts, steps, region, node, clip, course, edit=False)
+
+
+def _in(turn: Turn, index: int) -> bool:
+    return turn.loop is None or turn.loop in turn.graph.nodes[index].loops
+
+
+def _clips(steps: StepFacts, path: str) -> dict[Location, list[tuple[Region, int, Event]]]:
+    """The certain clips of this file, each with every region it is built into."""
+    found: dict[Location, list[tuple[Region, int, Event]]] = {}
+    for region in steps.regions:
+        for index, event in region.of_kind("clip"):
+            if event.path == path and not event.doubt and not event.logging:
+                found.setdefault(event.location, []).append((region, index, event))
+    return found
+
+
+def _fault(steps: StepFacts, region: Region, index: int, clip: Event) -> _Course | str:
+    """The course of a clip that is at fault; ``"right"`` if it is not, ``"late"`` if it repeats after its step."""
+    turn = turn_of(region, index)
+    if turn is None:
+        return "right"
+    before = _history(steps, turn, index, clip)
+    course = _course(steps, turn, index, clip)
+    if course is None:
+        return "right"
+    if before == {"start"}:
+        return course
+    if before <= {"start", "weak", "other"} and course.cleared:
+        return course
+    return "late" if before == {"consumed"} else "right"
+
+
+def _history(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _States:
+    """What happened in this iteration ahead of the clip, over all paths."""
+
+    def transfer(node: Node[Event], states: _States) -> _States:
+        event = node.event
+        if event is None:
+            return states
+        if event.kind == "backward":
+            return frozenset({"fresh"})
+        if event.kind == "unknown":
+            if event.doubt == "strong":
+                return frozenset({"strong"})
+            return frozenset("weak" if state == "start" else state for state in states)
+        if _clears(steps, turn, clip, event):
+            return frozenset({"start"})
+        if event.kind == "step":
+            other = steps.paired(clip, event) is False
+            return frozenset("other" if state == "fresh" else state for state in states) if other else _CONSUMED
+        return states
+
+    before = solve(turn.graph, {turn.graph.entry: frozenset({"start"})}, transfer, frozenset.union)
+    return before.get(index, frozenset())
+
+
+_CONSUMED = frozenset({"consumed"})
+
+
+def _clears(steps: StepFacts, turn: Turn, clip: Event, event: Event) -> bool:
+    """Whether a ``zero_grad`` surely clears what the clip acts on: the same parameters, or the only optimizer's."""
+    if event.kind != "zero_grad":
+        return False
+    if clip.roots and clip.roots <= event.roots:
+        return True
+    known = steps.paired(clip, event)
+    inside = {e.object for index, e in turn.region.events if e.kind == "step" and _in(turn, index)}
+    return known is True or (known is None and len(inside) == 1)
+
+
+def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | None:
+    """What follows the clip; None if a step, or something unknown, may come ahead of the backward, or another clip
+    after it."""
+
+    def transfer(node: Node[Event], states: _States) -> _States | None:
+        event = node.event
+        if event is None:
+            return states
+        if event.kind == "backward":
+            return frozenset({"ready"})
+        if _clears(steps, turn, clip, event):
+            return frozenset("cleared" if state in {"clipped", "doubtful"} else state for state in states)
+        if event.kind == "unknown" and event.doubt == "weak":
+            return frozenset("doubtful" if state == "clipped" else state for state in states)
+        if event.kind == "step" and states == {"ready"} and steps.paired(clip, event) is not False:
+            return None
+        return states
+
+    start = {target: frozenset({"clipped"}) for target in turn.graph.successors[index]}
+    before = solve(turn.graph, start, transfer, frozenset.union)
+    backward, stepped = [], []
+    cleared = True
+    for node, states in sorted(before.items()):
+        event = turn.graph.nodes[node].event
+        if event is None:
+            continue
+        waiting = bool(states - {"ready"})
+        if event.kind == "backward" and waiting:
+            backward.append(event)
+            cleared &= states <= {"cleared", "ready"}
+        elif event.kind == "step" and steps.paired(clip, event) is not False:
+            if waiting:
+                return None
+            stepped.append(event)
+        elif _spoils(steps, clip, event, waiting):
+            return None
+    if not backward or not stepped or ("doubtful" in _union(before.values()) and not cleared):
+        return None
+    return _Course(tuple(backward), tuple(stepped), cleared)
+
+
+def _spoils(steps: StepFacts, clip: Event, event: Event, waiting: bool) -> bool:
+    if event.kind == "clip":
+        return not waiting and not event.logging and steps.paired(clip, event) is not False and event != clip
+    if event.kind != "unknown" or event.doubt != "strong":
+        return False
+    return waiting or "clip" in event.name.lower() or "grad" in event.name.lower()
+
+
+def _union(sets: Iterable[_States]) -> _States:
+    return frozenset().union(*sets)
+
+
+# -- the candidate
+
+
+def _candidate(
+    facts: FileFacts,
+    steps: StepFacts,
+    region: Region,
+    node: int,
+    clip: Event,
+    course: _Course,
+    edit: bool = True,
+) -> Candidate:
+    backward = course.backward[0]
+    frame, _ = common_frame([clip, backward, course.steps[0]], facts.path)
+    remedy = _remedy(facts, region, clip, course) if edit else None
+    lines = tuple(sorted(new for new, old in remedy.line_map.items() if old == clip.line)) if remedy else ()
+    written = _where(backward, facts.path)
+    return Candidate(
+        code="GL101",
+        path=facts.path,
+        location=clip.location,
+        symbol=_symbol(steps, frame.qualname, clip),
+        message=f"{clip.name} runs before {written}: the gradients that reach {course.steps[0].name}() are not clipped",
+        experiment=StepExperiment(facts.path, frame.qualname, (clip.line,), remedy, lines),
+        help=f"move the call to after {backward.name}(), ahead of {course.steps[0].name}()",
+        group=f"{facts.path}:{clip.line}",
+        related=(Related(backward.path, backward.line, "the gradients of this iteration are computed here"),),
+        facts={"line": clip.line, "by_value": clip.by_value, "edited_lines": list(lines)},
+    )
+
+
+def _where(event: Event, path: str) -> str:
+    place = f"line {event.line}" if event.path == path else f"{event.path}:{event.line}"
+    return f"{event.name}() of its iteration ({place})"
+
+
+def _symbol(steps: StepFacts, qualname: str, clip: Event) -> str:
+    """The function; for module statements the class of the clipped model, where the file shows it."""
+    if qualname:
+        return qualname
+    classes = {steps.models[root] for root in clip.roots if root in steps.models}
+    return classes.pop() if len(classes) == 1 else "<module>"
+
+
+def _remedy(facts: FileFacts, region: Region, clip: Event, course: _Course) -> SourceEdit | None:
+    """The clip, or the call of the helper that does nothing but clip, moved to after the backward."""
+    frame, depth = common_frame([clip, *course.backward], facts.path)
+    helper = clip.frames[: depth + 2]
+    through = len(clip.frames) > depth + 1
+    if frame.path != facts.path or (through and any(e != clip for _, e in region.events if _reached(e, helper))):
+        return None
+    after = [place_in(event, depth) for event in course.backward]
+    inside = [event for event in course.steps if event.frames[: depth + 1] == clip.frames[: depth + 1]]
+    before = [place_in(event, depth) for event in inside]
+    scaled = any(event.scaler for event in (*course.backward, *course.steps))
+    if scaled and len(inside) < len(course.steps):
+        return None
+    edit = move_after(facts.text, place_in(clip, depth), after, before, scaled)
+    return dataclasses.replace(edit, applicability="unsafe") if edit and through else edit
+
+
+def _reached(event: Event, frames: Sequence[Frame]) -> bool:
+    return event.frames[: len(frames)] == tuple(frames)
+
+
+# -- the judgement
+
+
+def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
+    """Confirmed if the clip was seen to miss the gradients as written, and to clip them after the edit."""
+    if measurement.data is None:
+        return Judgement("unverified", reason=measurement.reason, kind="replay", detail=measurement.detail)
+    data = measurement.data
+    kind = "replica" if data.get("kind") == "replica" else "replay"
+    assumed = data.get("assumed", {})
+    as_written = _worst(data.get("paths", ()), candidate.facts["line"])
+    common: dict[str, Any] = {"kind": kind, "assumed": assumed}
+    if as_written is None:
+        return Judgement("unverified", reason="not-sliced", detail="the clip did not run in the replay", **common)
+    measured = _measured(as_written)
+    common |= {"measured": measured, "threshold": {"norm_at_step": TOLERANCE * as_written.limit}}
+    if not as_written.early or not as_written.missed:
+        return Judgement("refuted", detail="the gradients were clipped when they reached the step", **common)
+    lines = [int(line) for line in candidate.facts["edited_lines"]]
+    found = [_worst(data.get("edited_paths", ()), line) for line in lines]
+    after = [one for one in found if one is not None]
+    if not lines:
+        detail = "the fault was measured, but gradlint could not write the remedy itself"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if not after:
+        return Judgement("unverified", reason="not-sliced", detail="the moved clip did not run in the replay", **common)
+    worst = max(after, key=lambda one: one.at_step)
+    after_remedy = {"norm_at_step": worst.at_step}
+    if worst.missed:
+        detail = "moving the clip did not help: something else keeps it from acting"
+        return Judgement("refuted", after_remedy=after_remedy, detail=detail, **common)
+    return Judgement("confirmed", after_remedy=after_remedy, message=_story(candidate, as_written), **common)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What one iteration of a replay showed of one clip."""
+
+    saw: float
+    returned: float | None
+    at_step: float
+    """Norm, over the clipped parameters, that the optimizer met; infinite if the clip raised instead."""
+    limit: float
+    norm_type: float
+    early: bool
+    """Whether no backward of the iteration came ahead of the clip, and one came after it (or the clip raised)."""
+    error: str | None
+    iterations: int
+    guards: Mapping[str, bool]
+
+    @property
+    def missed(self) -> bool:
+        return self.error is not None or self.at_step > TOLERANCE * self.limit
+
+    @property
+    def excess(self) -> tuple[bool, float]:
+        return self.early, math.inf if self.error else self.at_step / self.limit if self.limit else math.inf
+
+
+def _worst(paths: Sequence[Mapping[str, Any]], line: int) -> _Run | None:
+    """The worst run of the clip on ``line`` over all paths; of iterations 2 and 3 where there are any."""
+    runs = [run for path in paths for run in _settled(list(_runs(path, line)))]
+    return max(runs, key=lambda run: run.excess, default=None)
+
+
+def _settled(runs: list[_Run]) -> list[_Run]:
+    """Without the first iteration, in which no earlier gradient exists, if others follow."""
+    counted = [dataclasses.replace(run, iterations=len(runs)) for run in runs]
+    return counted[1:] or counted
+
+
+def _runs(path: Mapping[str, Any], line: int) -> Iterator[_Run]:
+    """One run for each iteration of a path in which the clip on ``line`` ran and a step, or an error, came after."""
+    turns: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    for event in path.get("events", ()):
+        turns.setdefault((event.get("call"), event["iteration"]), []).append(event)
+    for events in turns.values():
+        at = next((k for k, e in enumerate(events) if e["kind"] == "clip" and _is_at(e, line)), None)
+        if at is None:
+            continue
+        clip, rest = events[at], events[at + 1 :]
+        step = next((e for e in rest if e["kind"] == "step" and str(line) in e.get("norms", {})), None)
+        error = clip.get("error")
+        if step is None and error is None:
+            continue
+        ahead = any(e["kind"] == "backward" for e in events[:at])
+        until = rest[: rest.index(step)] if step else rest
+        follows = any(e["kind"] == "backward" for e in until) or (error is not None and step is None)
+        norms = (step.get("norms_unscaled") or step["norms"]) if step else {}
+        yield _Run(
+            saw=float(clip["saw"]),
+            returned=None if clip.get("returned") is None else float(clip["returned"]),
+            at_step=float(norms[str(line)]) if step else math.inf,
+            limit=math.inf if clip.get("max_norm") is None else float(clip["max_norm"]),
+            norm_type=float(clip.get("norm_type", 2.0)),
+            early=follows and not ahead,
+            error=error,
+            iterations=1,
+            guards=path.get("guards", {}),
+        )
+
+
+def _is_at(event: Mapping[str, Any], line: int) -> bool:
+    return int(event["line"]) == line and "module" not in event
+
+
+def _measured(run: _Run) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "clip_saw": run.saw,
+        "clip_returned": run.returned,
+        "norm_at_step": run.at_step if math.isfinite(run.at_step) or run.error is None else None,
+        "max_norm": run.limit,
+        "norm_type": run.norm_type,
+        "iterations": run.iterations,
+    }
+    return numbers | ({"error": run.error} if run.error else {})
+
+
+def _story(candidate: Candidate, run: _Run) -> str:
+    """The candidate's message, with the branch on which the fault was seen."""
+    if run.error:
+        return f"{candidate.message}; the call raises {run.error}"
+    if not run.guards:
+        return candidate.message
+    branch = ", ".join(f"line {line} {'taken' if taken else 'not taken'}" for line, taken in run.guards.items())
+    return f"{candidate.message} (seen with the condition on {branch})"
+
+
+RULE = Rule(
+    code="GL101",
+    name="clip-before-backward",
+    severity="error",
+    proof="exact",
+    summary="gradients are clipped before this iteration's backward has computed them",
+    check=check,
+    judge=judge,
+    places=places,
+    remedy="source-edit",
+)
