@@ -1,0 +1,603 @@
+"""Ghosts: absorbing stand-ins for everything a slice does not hold.
+
+A :class:`Ghost` answers every question a training program asks of a value it does not understand: it can be
+called, indexed, iterated, added, compared, formatted. A :class:`GhostTensor` is a ghost that carries a
+gradient: a hidden scalar that depends, linearly, on every tensor that went into it. So a loss made of unknown
+pieces still has a graph, and ``backward`` on it is a real backward.
+
+Truth values are not invented here. Ghosts ask ``world`` (one per run), which may try both.
+"""
+
+from __future__ import annotations
+
+import math
+import opcode
+import sys
+from types import FrameType, ModuleType
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+
+MISSING = object()
+"""Nothing is known about a name (``None`` is a value)."""
+
+ASSUMED_LENGTH = 3
+"""``len`` of an unknown collection, and the number of items an unknown iterable yields where nothing trains."""
+
+MAX_ITEMS = 64
+"""Items an unknown iterable yields at most."""
+
+_NAME_LIMIT = 120
+_UNPACK = opcode.opmap["UNPACK_SEQUENCE"]
+_UNPACK_EX = opcode.opmap["UNPACK_EX"]
+
+_CUTS = frozenset(
+    "size dim ndim ndimension shape numel nelement item tolist detach data argmax argmin argsort eq ne lt le gt ge "
+    "equal isnan isinf isfinite bool long int byte numpy stride is_floating_point nonzero any all grad_fn "
+    "detach_ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __bool__ allclose sign round floor ceil "
+    "__get__".split()
+)
+"""Results of these carry no gradient."""
+
+_SAME = frozenset(
+    "to cuda cpu float double half bfloat16 type type_as contiguous requires_grad_ pin_memory clone".split()
+)
+"""With a real tensor first, these return it: only the device, type or layout was unknown."""
+
+
+class World:
+    """What ghosts ask of the run they are part of. The default knows nothing."""
+
+    def truth(self, ghost: Ghost, frame: FrameType) -> bool:
+        """The truth value of ``ghost``, asked by ``frame``."""
+        return True
+
+    def modulus(self, ghost: Ghost) -> int:
+        """The number an unknown ``k`` stands for in ``i % k``."""
+        return 1
+
+    def number(self, ghost: Ghost) -> float:
+        """The number an unknown stands for where real arithmetic needs one."""
+        return 1.0
+
+    def value_of(self, name: str) -> Any:
+        """What the project says about the expression ``name``, or :data:`MISSING`."""
+        return MISSING
+
+    def call(self, ghost: Ghost, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """The result of calling ``ghost``."""
+        return combine(ghost.gl_name, args, kwargs)
+
+    def progress(self) -> int:
+        """How many training events were recorded so far."""
+        return 0
+
+    def backward(self, tensor: torch.Tensor) -> None:
+        """Run the backward pass of a ghost's hidden scalar."""
+        tensor.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+
+
+class _Current:
+    """Holds the world of the run in progress."""
+
+    world: World = World()
+
+
+def enter(world: World) -> None:
+    """Make ``world`` the one that ghosts ask."""
+    _Current.world = world
+
+
+def world() -> World:
+    """The world of the run in progress."""
+    return _Current.world
+
+
+def short(value: Any, numbers: bool = True) -> str:
+    """A short, deterministic text for a value inside a ghost's name."""
+    if isinstance(value, Ghost):
+        return value.gl_name
+    if value is None or isinstance(value, (bool, str)):
+        return repr(value)[:40]
+    if isinstance(value, (int, float)):
+        return repr(value) if numbers else "#"
+    return type(value).__name__
+
+
+class Ghost:
+    """An unknown value. ``gl_name`` is the expression it came from, as far as that is known."""
+
+    gl_name: str
+    gl_owner: Optional[Ghost]
+    gl_items: Dict[str, Any]
+    gl_key: str
+    gl_negated: bool
+    gl_hint: Any
+    gl_extra: Any
+
+    def __init__(
+        self,
+        name: str,
+        owner: Optional[Ghost] = None,
+        key: Optional[str] = None,
+        negated: bool = False,
+        hint: Any = MISSING,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "gl_name", name[:_NAME_LIMIT])
+        put(self, "gl_owner", owner)
+        put(self, "gl_items", {})
+        put(self, "gl_key", (key if key is not None else name)[:_NAME_LIMIT])
+        put(self, "gl_negated", negated)
+        put(self, "gl_hint", hint)
+        put(self, "gl_extra", None)
+
+    # attributes, items, calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            if name in ("__version__", "__file__", "__doc__", "__qualname__"):
+                return "0.0"
+            raise AttributeError(name)
+        items = self.gl_items
+        if name not in items:
+            items[name] = self._gl_child(name)
+        return items[name]
+
+    def _gl_child(self, name: str) -> Any:
+        path = f"{self.gl_name}.{name}"
+        known = world().value_of(path)
+        if known is not MISSING:
+            return known
+        if name == "device":
+            return torch.device("cpu")
+        return Ghost(path, owner=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.gl_items[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        self.gl_items.pop(name, None)
+
+    def __getitem__(self, index: Any) -> Any:
+        key = f"[{short(index)}]"
+        items = self.gl_items
+        if key not in items:
+            path = self.gl_name + key
+            known = world().value_of(path)
+            items[key] = Ghost(path, owner=self) if known is MISSING else known
+        return items[key]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.gl_items[f"[{short(index)}]"] = value
+
+    def __delitem__(self, index: Any) -> None:
+        self.gl_items.pop(f"[{short(index)}]", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return world().call(self, args, kwargs)
+
+    def __mro_entries__(self, bases: Tuple[Any, ...]) -> Tuple[type, ...]:
+        return base_for(self.gl_name)
+
+    # iteration and context
+
+    def __iter__(self) -> Iterator[Any]:
+        width = _unpack_width(sys._getframe(1))
+        if width is not None:
+            return iter([self[i] for i in range(width)])
+        return GhostIterator(self)
+
+    def __next__(self) -> Any:
+        return Ghost(f"next({self.gl_name})", owner=self)
+
+    def __len__(self) -> int:
+        return ASSUMED_LENGTH
+
+    def __contains__(self, item: Any) -> bool:
+        return world().truth(Ghost(f"{short(item)} in {self.gl_name}"), sys._getframe(1))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return GhostIterator(self)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *details: object) -> bool:
+        return False
+
+    # truth and comparison
+
+    def __bool__(self) -> bool:
+        return world().truth(self, sys._getframe(1))
+
+    def _gl_compare(self, other: Any, op: str, key_op: str, negated: bool) -> Any:
+        numbers = op in ("==", "!=")
+        key = f"{self.gl_key} {key_op} {short(other, numbers)}"
+        return Ghost(f"{self.gl_name} {op} {short(other)}", owner=self, key=key, negated=negated)
+
+    def __eq__(self, other: object) -> Any:
+        return self._gl_compare(other, "==", "==", False)
+
+    def __ne__(self, other: object) -> Any:
+        return self._gl_compare(other, "!=", "==", True)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._gl_compare(other, ">", ">", False)
+
+    def __le__(self, other: Any) -> Any:
+        return self._gl_compare(other, "<=", ">", True)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._gl_compare(other, ">=", ">=", False)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._gl_compare(other, "<", ">=", True)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
+    # conversions
+
+    def __int__(self) -> int:
+        return int(world().number(self))
+
+    def __index__(self) -> int:
+        return int(world().number(self))
+
+    def __float__(self) -> float:
+        return float(world().number(self))
+
+    def __complex__(self) -> complex:
+        return complex(world().number(self))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return int(world().number(self))
+
+    def __trunc__(self) -> int:
+        return int(world().number(self))
+
+    def __floor__(self) -> int:
+        return math.floor(world().number(self))
+
+    def __ceil__(self) -> int:
+        return math.ceil(world().number(self))
+
+    def __str__(self) -> str:
+        return self.gl_name
+
+    def __repr__(self) -> str:
+        return f"<{self.gl_name}>"
+
+    def __format__(self, spec: str) -> str:
+        return self.gl_name
+
+    def __fspath__(self) -> str:
+        return "/nonexistent"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        import numpy
+
+        return numpy.ones((), dtype=dtype)
+
+    def __copy__(self) -> Ghost:
+        return self
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> Ghost:
+        return self
+
+    # arithmetic
+
+    def __mod__(self, other: Any) -> Any:
+        return binary("%", self, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        if isinstance(other, int):
+            return other % max(1, world().modulus(self))
+        if isinstance(other, str):
+            return other
+        return binary("%", other, self)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        name = str(getattr(func, "__name__", func))
+        if name in _SAME and args and isinstance(args[0], torch.Tensor) and not isinstance(args[0], Ghost):
+            return args[0]
+        if name in ("mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "__div__") and len(args) == 2:
+            return binary("*" if "mul" in name else "/", args[0], args[1])
+        return combine(name, args, kwargs or {})
+
+
+def _add_operators() -> None:
+    """Give :class:`Ghost` the operators that all behave alike."""
+
+    def forward(symbol: str) -> Any:
+        return lambda self, other: binary(symbol, self, other)
+
+    def backward(symbol: str) -> Any:
+        return lambda self, other: binary(symbol, other, self)
+
+    table = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "pow": "**", "matmul": "@"}
+    table.update({"and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>", "divmod": "divmod"})
+    for name, symbol in table.items():
+        setattr(Ghost, f"__{name}__", forward(symbol))
+        setattr(Ghost, f"__r{name}__", backward(symbol))
+    for name in ("neg", "pos", "abs", "invert"):
+        setattr(Ghost, f"__{name}__", lambda self: _unary(self))
+
+
+class GhostTensor(Ghost):
+    """A ghost with a gradient: ``gl_value`` is a scalar that depends on every tensor that went into it."""
+
+    gl_value: torch.Tensor
+    gl_module: Any
+
+    def __init__(self, name: str, value: torch.Tensor, owner: Optional[Ghost] = None) -> None:
+        super().__init__(name, owner)
+        object.__setattr__(self, "gl_value", value)
+        object.__setattr__(self, "gl_module", None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        # isinstance(loss, torch.Tensor) is asked by GradScaler and by user code alike
+        return torch.Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        fixed: Dict[str, Any] = {"requires_grad": True, "is_leaf": False, "is_cuda": False, "is_sparse": False}
+        fixed.update({"dtype": torch.float32, "grad": None, "layout": torch.strided})
+        if name in fixed and name not in self.gl_items:
+            return fixed[name]
+        return super().__getattr__(name)
+
+    def _gl_child(self, name: str) -> Any:
+        if name == "device":
+            return torch.device("cpu")
+        path = f"{self.gl_name}.{name}"
+        if name in _CUTS:
+            return Ghost(path, owner=self)
+        return GhostTensor(path, self.gl_value, owner=self)
+
+    def __getitem__(self, index: Any) -> Any:
+        key = f"[{short(index)}]"
+        return self.gl_items.get(key, GhostTensor(self.gl_name + key, self.gl_value, owner=self))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # a method of the tensor: model(x).view(-1), loss.mean()
+        return world().call(self, args, kwargs)
+
+    def __bool__(self) -> bool:
+        return world().truth(self, sys._getframe(1))
+
+    def __float__(self) -> float:
+        return float(self.gl_value.detach())
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """A real backward pass of the hidden scalar."""
+        world().backward(self.gl_value)
+
+    def item(self) -> float:
+        """A plain number, so that a finiteness check passes by itself."""
+        return 1.0
+
+    def detach(self) -> Ghost:
+        """The same unknown without its gradient."""
+        return Ghost(f"{self.gl_name}.detach()")
+
+
+class GhostIterator:
+    """Yields a few ghosts; goes on as long as the loop over it trains something."""
+
+    def __init__(self, source: Ghost) -> None:
+        self.source = source
+        self.count = 0
+        self.seen = world().progress()
+        self.idle = 0
+
+    def __iter__(self) -> GhostIterator:
+        return self
+
+    def __next__(self) -> Any:
+        now = world().progress()
+        self.idle = 0 if now != self.seen else self.idle + 1
+        self.seen = now
+        if self.idle > ASSUMED_LENGTH or self.count >= MAX_ITEMS:
+            raise StopIteration
+        self.count += 1
+        return self.source[self.count - 1] if isinstance(self.source, GhostTensor) else self._item()
+
+    def _item(self) -> Ghost:
+        return Ghost(f"{self.source.gl_name}[*]", owner=self.source)
+
+
+class GhostModule(ModuleType):
+    """A module that is not there: every name in it is a ghost."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: List[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            if name == "__version__":
+                return "0.0"
+            raise AttributeError(name)
+        value = Ghost(f"{self.__name__}.{name}")
+        setattr(self, name, value)
+        return value
+
+
+class GhostBase:
+    """The base that an unknown base class is replaced by: what it would supply is a ghost."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return attribute_of(self, name)
+
+
+class GhostModuleBase(torch.nn.Module):
+    """An unknown base class that is surely a ``torch.nn.Module`` (``LightningModule``, ``PreTrainedModel``)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+        return attribute_of(self, name)
+
+
+def attribute_of(instance: Any, name: str) -> Any:
+    """The ghost for an attribute that ``instance`` lacks, the same one each time."""
+    store = instance.__dict__.setdefault("gl_ghosts", {})
+    if name not in store:
+        path = f"self.{name}"
+        known = world().value_of(path)
+        if known is not MISSING:
+            store[name] = known
+        elif name == "device":
+            store[name] = torch.device("cpu")
+        else:
+            ghost = Ghost(path)
+            object.__setattr__(ghost, "gl_extra", instance)
+            store[name] = ghost
+    return store[name]
+
+
+def base_for(name: str) -> Tuple[type, ...]:
+    """The real bases that stand for the unknown base class ``name``."""
+    last = name.rsplit(".", 1)[-1]
+    if last.endswith(("Module", "Model", "Net", "Layer", "Block", "Encoder", "Decoder", "Backbone")):
+        return (GhostModuleBase,)
+    if last.endswith("Optimizer"):
+        return (torch.optim.Optimizer,)
+    return (GhostBase,)
+
+
+def cotangent(tensor: torch.Tensor) -> torch.Tensor:
+    """A fixed vector of the tensor's shape, the same in every run, of norm about 1."""
+    generator = torch.Generator().manual_seed(tensor.numel() % 9973)
+    flat = torch.randn(max(1, tensor.numel()), generator=generator) / math.sqrt(max(1, tensor.numel()))
+    return flat[: tensor.numel()].reshape(tensor.shape).to(tensor.dtype)
+
+
+def scalar_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A scalar that depends linearly on all entries of ``tensor``; a scalar stays what it is."""
+    if tensor.dim() == 0:
+        return tensor
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return (real * cotangent(real.detach())).sum()
+
+
+def gradients_in(value: Any, depth: int = 0) -> List[torch.Tensor]:
+    """Scalars for everything in ``value`` that carries a gradient: tensors, ghosts, parameters of modules."""
+    if isinstance(value, GhostTensor):
+        return [value.gl_value]
+    if isinstance(value, Ghost):
+        return []
+    if isinstance(value, torch.nn.Module):
+        return [scalar_of(p) for p in value.parameters() if p.requires_grad]
+    if isinstance(value, torch.Tensor):
+        return [scalar_of(value)] if value.requires_grad and value.numel() else []
+    if depth < 4 and isinstance(value, (list, tuple, set)):
+        return [g for item in list(value)[:200] for g in gradients_in(item, depth + 1)]
+    if depth < 4 and isinstance(value, dict):
+        return [g for item in list(value.values())[:200] for g in gradients_in(item, depth + 1)]
+    return []
+
+
+def combine(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], owner: Optional[Ghost] = None) -> Any:
+    """What an unknown function of ``args`` returns: a ghost tensor if any of them carries a gradient."""
+    last = name.rsplit(".", 1)[-1]
+    text = f"{name}({', '.join(short(a) for a in args[:4])})"
+    if last in _CUTS or not torch.is_grad_enabled():
+        return Ghost(text, owner=owner)
+    parts = gradients_in(args) + gradients_in(kwargs) + gradients_in(owner)
+    if not parts:
+        return Ghost(text, owner=owner)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    result = GhostTensor(text, total, owner=owner)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.nn.Module):
+            object.__setattr__(result, "gl_module", value)
+            break
+    return result
+
+
+def is_ghost(value: Any) -> bool:
+    """Whether ``value`` is unknown (``isinstance`` sees through the class a ghost tensor shows)."""
+    return isinstance(value, Ghost)
+
+
+def holds_ghost(values: Any, depth: int = 0) -> bool:
+    """Whether a nest of lists, tuples and dicts holds a ghost."""
+    if isinstance(values, Ghost):
+        return True
+    if depth < 4 and isinstance(values, (list, tuple)):
+        return any(holds_ghost(v, depth + 1) for v in values)
+    if depth < 4 and isinstance(values, dict):
+        return any(holds_ghost(v, depth + 1) for v in values.values())
+    return False
+
+
+def _number(value: Any) -> Optional[Any]:
+    """``value`` as a plain factor: a number, or a scalar tensor without a gradient."""
+    if isinstance(value, Ghost):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.requires_grad:
+        return value
+    return None
+
+
+def binary(symbol: str, left: Any, right: Any) -> Any:
+    """Arithmetic with a ghost on at least one side. Scaling by a known number is exact."""
+    name = f"({short(left, False)} {symbol} {short(right, False)})"
+    if isinstance(left, GhostTensor) and _number(right) is not None and symbol in ("*", "/"):
+        factor = _number(right)
+        return GhostTensor(name, left.gl_value * factor if symbol == "*" else left.gl_value / factor)
+    if isinstance(right, GhostTensor) and _number(left) is not None and symbol == "*":
+        return GhostTensor(name, right.gl_value * _number(left))
+    if not torch.is_grad_enabled():
+        return Ghost(name)
+    parts = gradients_in(left) + gradients_in(right)
+    if not parts:
+        return Ghost(name)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return GhostTensor(name, total)
+
+
+def _unary(value: Ghost) -> Any:
+    if isinstance(value, GhostTensor):
+        return GhostTensor(f"-{value.gl_name}", -value.gl_value)
+    return Ghost(f"-{value.gl_name}")
+
+
+def _unpack_width(frame: FrameType) -> Optional[int]:
+    """How many values the caller unpacks (``a, b = ghost``), from the instruction it is at."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    if not 0 <= at < len(code) - 1:
+        return None
+    if code[at] == _UNPACK:
+        return code[at + 1]
+    if code[at] == _UNPACK_EX:
+        return code[at + 1] + 1
+    return None
+
+
+_add_operators()

@@ -1,0 +1,196 @@
+"""Runs the user's own training statements on real PyTorch and reports what happened to the gradients.
+
+``run(body)`` takes the sliced modules of a request, the region to run and the lines of interest, and returns the
+events of every path that was run. It decides nothing: the rules do, from the events.
+
+A path is one assignment of the unknown guards. The first path answers them so that the lines of interest are
+reached; then every guard that matters for training is flipped, one at a time. Each path runs twice: once to learn
+the limits of its clips, and once with every backward scaled so that the gradient is ten times the limit.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import time
+import types
+import warnings
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+import ghost
+import integrity
+import step_patch
+import step_tolerance
+import torch
+from modules import filename_of
+from probe_errors import ProbeError
+from step_flow import Flow, read
+from step_imports import StepModules
+from step_record import Limit, Recorder, number_iterations
+from step_region import call_region
+from step_rewrite import rewrite
+from step_roles import Roles, infer
+from step_world import RunWorld
+
+MAX_PATHS = 8
+TIME_SHARE = 0.5
+"""Share of the CPU limit after which no further path is begun."""
+DEFAULT_CPU_SECONDS = 5.0
+
+
+def run(body: Dict[str, Any]) -> Dict[str, Any]:
+    """Carry out one step request. Raises :class:`ProbeError` (``not-sliced``) where nothing could be run."""
+    warnings.simplefilter("ignore")
+    started = time.process_time()
+    assumed: Dict[str, Any] = {}
+    program = Program(body["modules"], body, assumed)
+    paths = program.explore([{}], started)
+    if not any(path["events"] for path in paths):
+        raise ProbeError("not-sliced", _why(paths))
+    edited_paths: List[Dict[str, Any]] = []
+    edited = body.get("edited")
+    if edited:
+        modules = [_with_source(m, body["entry"], edited["source"]) for m in body["modules"]]
+        other = Program(modules, {**body, "lines": edited["lines"]}, {})
+        chosen = [dict(path.pop("assigned")) for path in paths]
+        edited_paths = [other.path(assignment) for assignment in chosen]
+    kinds = {path.pop("kind") for path in [*paths, *edited_paths]}
+    for path in [*paths, *edited_paths]:
+        path.pop("assigned", None)
+    result = {
+        "kind": "replay" if "replay" in kinds else "replica",
+        "paths": paths,
+        "edited_paths": edited_paths,
+        "assumed": assumed,
+    }
+    plain: Dict[str, Any] = _plain(result)
+    return plain
+
+
+class Program:
+    """One version of the sliced program."""
+
+    def __init__(self, modules: Sequence[Mapping[str, Any]], body: Mapping[str, Any], assumed: Dict[str, Any]) -> None:
+        self.modules = modules
+        self.entry: str = body["entry"]
+        self.region: str = body["region"]
+        self.values: Dict[str, str] = dict(body.get("values") or {})
+        self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
+        self.assumed = assumed
+        self.trees = {str(m["name"]): _parse(m) for m in modules}
+        self.files = {filename_of(str(m["path"])): str(m["name"]) for m in modules}
+        self.roles: Roles = infer(self.trees.values())
+        self.flow: Flow = read(self.trees, self.entry, body["lines"])
+        self.next_flips: Dict[str, bool] = {}
+        step_patch.install()
+        step_tolerance.install(lambda name: name in self.trees)
+
+    def explore(self, todo: List[Dict[str, bool]], started: float) -> List[Dict[str, Any]]:
+        """The first path, and one for every relevant guard it asked, that guard flipped."""
+        paths: List[Dict[str, Any]] = []
+        budget = TIME_SHARE * _cpu_limit()
+        while todo and len(paths) < MAX_PATHS:
+            if paths and time.process_time() - started > budget:
+                break
+            path = self.path(todo.pop(0))
+            if not paths:
+                todo.extend({key: not answer} for key, answer in self.next_flips.items())
+            paths.append(path)
+        return paths
+
+    def path(self, assigned: Mapping[str, bool]) -> Dict[str, Any]:
+        """Run one path; a second time with the gradients scaled up where it met a finite clip."""
+        result, limits = self._once(assigned, ())
+        return self._once(assigned, limits)[0] if limits else result
+
+    def _once(
+        self, assigned: Mapping[str, bool], limits: Sequence[Limit]
+    ) -> "tuple[Dict[str, Any], Sequence[Limit]]":
+        recorder = Recorder(self.entry, self.files, self.stubs, limits)
+        world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
+        step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
+        step_patch.Hooks.number = staticmethod(world.limit)
+        step_tolerance.start()
+        watched = integrity.take(integrity.TORCH)
+        ghost.enter(world)
+        error: Optional[str] = None
+        modules = StepModules(self.modules, self._compile, world.helpers())
+        try:
+            step_patch.Hooks.recorder = recorder
+            with modules:
+                error = call_region(modules, self.entry, self.region, self.trees, world)
+        finally:
+            step_patch.Hooks.recorder = None
+            ghost.enter(ghost.World())
+        watched.verify()
+        number_iterations(recorder.events)
+        self.next_flips = dict(world.flippable)
+        path = {
+            "guards": world.guards,
+            "error": error or (recorder.troubles[0][1] if recorder.troubles else None),
+            "troubles": recorder.troubles,
+            "events": recorder.events,
+            "assigned": dict(assigned),
+            "kind": _kind(recorder, world),
+        }
+        return path, recorder.met
+
+    def _compile(self, source: str, filename: str, name: str) -> types.CodeType:
+        keep_main = name == self.entry and not self.region
+        roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
+        tree = rewrite(self.trees[name], roles, keep_main)
+        return compile(tree, filename, "exec", dont_inherit=True)
+
+
+def _is_child(roles: Roles, path: str) -> bool:
+    base, _, child = path.rpartition(".")
+    return child in roles.children.get(base, ())
+
+
+def _kind(recorder: Recorder, world: RunWorld) -> str:
+    """``replica`` where the program ran on parameters and a loss of its own, else ``replay``."""
+    made = {
+        id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in m.parameters()
+    }
+    if "loss" in world.assumed or any(id(p) in made for p in recorder.known):
+        return "replay"
+    return "replica"
+
+
+def _parse(module: Mapping[str, Any]) -> ast.Module:
+    try:
+        return ast.parse(module["source"])
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ProbeError("not-sliced", f"{module['path']}: {type(error).__name__}: {error}") from error
+
+
+def _with_source(module: Mapping[str, Any], entry: str, source: str) -> Mapping[str, Any]:
+    return {**module, "source": source} if module["name"] == entry else module
+
+
+def _why(paths: Sequence[Mapping[str, Any]]) -> str:
+    errors = [str(path["error"]) for path in paths if path["error"]]
+    return errors[0] if errors else "no training event was reached"
+
+
+def _cpu_limit() -> float:
+    """The CPU seconds this process may use, as its limit says."""
+    try:
+        import resource
+    except ImportError:
+        return DEFAULT_CPU_SECONDS
+    soft, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    return float(soft) if soft != resource.RLIM_INFINITY else DEFAULT_CPU_SECONDS
+
+
+def _plain(value: Any) -> Any:
+    """Plain data: numbers that are not finite as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, ghost.Ghost):
+        return value.gl_name
+    return value

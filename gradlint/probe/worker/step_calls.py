@@ -1,0 +1,235 @@
+"""What calling a ghost does, by the name it was called under.
+
+Training frameworks wrap the calls this project is about: ``accelerator.backward(loss)`` is a backward,
+``fabric.clip_gradients(...)`` a clip, ``accelerator.prepare(model, optimizer)`` returns what it was given. The
+names are those of Accelerate, Lightning (and Fabric), apex, DeepSpeed and timm, from their documentation.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from ghost import Ghost, GhostTensor, combine, gradients_in
+
+if TYPE_CHECKING:
+    from step_world import RunWorld
+
+Args = Tuple[Any, ...]
+Kwargs = Dict[str, Any]
+Handler = Callable[["RunWorld", Ghost, Args, Kwargs], Any]
+
+_PASS_THROUGH = frozenset("tqdm trange track progress_bar notebook_tqdm MetricLogger log_every prefetch".split())
+_RETURN_ARGUMENTS = frozenset(
+    "prepare setup setup_module setup_optimizers initialize prepare_model prepare_optimizer unwrap_model unwrap "
+    "DDP DistributedDataParallel DataParallel FSDP FullyShardedDataParallel fully_shard wrap compile optimize "
+    "convert_sync_batchnorm convert_syncbn_model to_device get_peft_model extract_model_from_parallel".split()
+)
+_SELF = frozenset("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous".split())
+_MODULE_METHODS = frozenset("parameters named_parameters modules named_modules children state_dict".split())
+
+
+def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """The result of calling ``ghost`` with ``args``."""
+    last = ghost.gl_name.rsplit(".", 1)[-1]
+    handler = _HANDLERS.get(last)
+    if handler is not None:
+        result = handler(world, ghost, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    if "scaler" in last.lower() and _is_step_of_all(args, kwargs):
+        return _callable_scaler(world, ghost, args, kwargs)
+    if _decorates(args, kwargs):
+        return args[0]
+    if last in _PASS_THROUGH and args:
+        return args[0]
+    if world.is_model(ghost):
+        return world.standins.value(world.path(ghost))(*args, **kwargs)
+    result = combine(ghost.gl_name, args, kwargs, owner=ghost.gl_owner)
+    if not isinstance(result, GhostTensor) and isinstance(ghost.gl_extra, torch.nn.Module):
+        return combine(ghost.gl_name, (ghost.gl_extra, *args), kwargs)
+    return result
+
+
+def _decorates(args: Args, kwargs: Kwargs) -> bool:
+    """``@unknown`` or ``@unknown(...)`` on a function or class: it stays what it is."""
+    return len(args) == 1 and not kwargs and isinstance(args[0], (types.FunctionType, type))
+
+
+def _is_step_of_all(args: Args, kwargs: Kwargs) -> bool:
+    values = [*args, *kwargs.values()]
+    return bool(gradients_in(args[:1])) and any(isinstance(v, torch.optim.Optimizer) for v in values)
+
+
+def _callable_scaler(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """timm's ``loss_scaler(loss, optimizer, clip_grad=..., parameters=...)``: backward, clip, step, in this order."""
+    optimizer = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.optim.Optimizer))
+    world.run_backward(args[0])
+    clip, parameters = kwargs.get("clip_grad"), kwargs.get("parameters")
+    update = kwargs.get("update_grad", kwargs.get("need_update", True))
+    if update:
+        if clip is not None and parameters is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+    return Ghost(f"{ghost.gl_name}()")
+
+
+def _backward(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    loss = next((v for v in (*args, *kwargs.values()) if gradients_in(v)), None)
+    if loss is None and isinstance(ghost.gl_owner, GhostTensor):
+        loss = ghost.gl_owner
+    world.run_backward(loss)
+    return Ghost(f"{ghost.gl_name}()")
+
+
+def _clip_norm(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    if isinstance(ghost.gl_extra, torch.nn.Module) and not _holds_parameters(args[:1]) and "parameters" not in kwargs:
+        return torch.nn.utils.clip_grad_norm_(ghost.gl_extra.parameters(), *args, **kwargs)
+    return torch.nn.utils.clip_grad_norm_(*args, **kwargs)
+
+
+def _clip_value(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    return torch.nn.utils.clip_grad_value_(*args, **kwargs)
+
+
+def _clip_gradients(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """Fabric's ``clip_gradients(module, optimizer, clip_val, max_norm)``, Lightning's ``(optimizer, clip_val, algorithm)``."""
+    holders = [v for v in (*args, *kwargs.values()) if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
+    if not holders:
+        return NotImplemented
+    holder = holders[-1]
+    if isinstance(holder, torch.optim.Optimizer):
+        parameters = [p for g in holder.param_groups for p in g["params"]]
+    else:
+        parameters = list(holder.parameters())
+    numbers = [v for v in args if not isinstance(v, (torch.nn.Module, torch.optim.Optimizer, str))]
+    by_value = kwargs.get("gradient_clip_algorithm") == "value" or kwargs.get("clip_val") is not None
+    limit = next((v for k, v in kwargs.items() if k in ("max_norm", "clip_val", "gradient_clip_val")), None)
+    limit = limit if limit is not None else (numbers[0] if numbers else Ghost(f"{ghost.gl_name}.limit"))
+    if by_value:
+        return torch.nn.utils.clip_grad_value_(parameters, limit)
+    return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def _holds_parameters(values: Args) -> bool:
+    return any(isinstance(v, (torch.Tensor, list, tuple, types.GeneratorType, Ghost, filter)) for v in values)
+
+
+def _step(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    optimizer = world.optimizer_behind(ghost)
+    return NotImplemented if optimizer is None else optimizer.step(*args, **kwargs)
+
+
+def _zero_grad(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    optimizer = world.optimizer_behind(ghost)
+    if optimizer is not None:
+        return optimizer.zero_grad(*args, **kwargs)
+    owner = ghost.gl_owner
+    if owner is not None and not isinstance(owner, GhostTensor):
+        return world.standins.value(world.path(owner)).zero_grad()
+    return NotImplemented
+
+
+def _module_method(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    last = ghost.gl_name.rsplit(".", 1)[-1]
+    module = world.module_behind(ghost)
+    if module is None:
+        return NotImplemented
+    plain = {k: v for k, v in kwargs.items() if not isinstance(v, Ghost)}
+    return getattr(module, last)(**plain)
+
+
+def _self(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    owner = ghost.gl_owner
+    if owner is None or (isinstance(owner, GhostTensor) and ghost.gl_name.endswith(".detach")):
+        return NotImplemented
+    return owner
+
+
+def _arguments(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    values: List[Any] = [*args]
+    values += [v for v in kwargs.values() if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
+    real = [v for v in values if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
+    if not real:
+        return NotImplemented
+    last = ghost.gl_name.rsplit(".", 1)[-1]
+    if last[:1].isupper() or last in ("compile", "wrap", "unwrap", "unwrap_model", "get_peft_model", "fully_shard"):
+        return real[0]
+    if ghost.gl_name.endswith("deepspeed.initialize"):
+        return (world.engine(real[0]), *real[1:2], Ghost("loader"), Ghost("scheduler"))
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _items(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    owner = ghost.gl_owner if ghost.gl_owner is not None else ghost
+    last = ghost.gl_name.rsplit(".", 1)[-1]
+    keys = ["key0", "key1"]
+    if last == "keys":
+        return keys
+    values = [owner[k] for k in keys]
+    return values if last == "values" else list(zip(keys, values))
+
+
+def _master_params(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    optimizers = [a for a in args if isinstance(a, torch.optim.Optimizer)]
+    if not optimizers:
+        return NotImplemented
+    return (p for g in optimizers[0].param_groups for p in g["params"])
+
+
+def _optimizers(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """Lightning's ``self.optimizers()``: what ``configure_optimizers`` returns."""
+    instance = ghost.gl_extra
+    configure: Optional[Callable[[], Any]] = getattr(type(instance), "configure_optimizers", None)
+    if instance is None or configure is None:
+        return NotImplemented
+    if "gl_optimizers" not in instance.__dict__:
+        instance.__dict__["gl_optimizers"] = _flat_optimizers(instance.configure_optimizers())
+    found = instance.__dict__["gl_optimizers"]
+    if not found:
+        return NotImplemented
+    return found[0] if len(found) == 1 else found
+
+
+def _flat_optimizers(value: Any) -> List[torch.optim.Optimizer]:
+    if isinstance(value, torch.optim.Optimizer):
+        return [value]
+    if isinstance(value, dict):
+        return _flat_optimizers(value.get("optimizer"))
+    if isinstance(value, (list, tuple)):
+        return [o for item in value for o in _flat_optimizers(item)]
+    return []
+
+
+def _scale(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """``unknown.scale(loss)``: loss scaling by whoever it is."""
+    scaler = world.scaler_behind(ghost)
+    return NotImplemented if scaler is None or not gradients_in(args[:1]) else scaler.scale(*args, **kwargs)
+
+
+def _unscale(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    scaler = world.scaler_behind(ghost)
+    return NotImplemented if scaler is None else scaler.unscale_(*args, **kwargs)
+
+
+_HANDLERS: Dict[str, Handler] = {
+    "backward": _backward,
+    "manual_backward": _backward,
+    "clip_grad_norm_": _clip_norm,
+    "clip_grad_norm": _clip_norm,
+    "clip_grad_value_": _clip_value,
+    "clip_gradients": _clip_gradients,
+    "step": _step,
+    "zero_grad": _zero_grad,
+    "items": _items,
+    "keys": _items,
+    "values": _items,
+    "master_params": _master_params,
+    "optimizers": _optimizers,
+    "scale": _scale,
+    "unscale_": _unscale,
+}
+_HANDLERS.update({name: _module_method for name in _MODULE_METHODS})
+_HANDLERS.update({name: _self for name in _SELF})
+_HANDLERS.update({name: _arguments for name in _RETURN_ARGUMENTS})

@@ -1,0 +1,115 @@
+"""The loop limiter: a training loop runs until it has shown what it does, and no longer."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+from ghost import ASSUMED_LENGTH, Ghost, GhostIterator
+from step_record import MAX_IDLE, MAX_ROUNDS, MAX_STEPS, MAX_TOTAL_STEPS, Loop, Recorder, Stop
+
+MAX_QUIET = 20_000
+"""Rounds of a ``while`` loop that trains nothing; a ``for`` loop ends by itself."""
+MAX_ALL_STEPS = 60
+"""Steps after which a path ends, whatever loops it is in."""
+
+
+class _Round:
+    """What was recorded before an iteration, to see what the iteration added."""
+
+    def __init__(self, recorder: Recorder, loop: Loop) -> None:
+        self.steps = recorder.steps
+        self.backwards = recorder.backwards
+        self.events = loop.events
+        self.nested = loop.nested_steps
+        self.rounds = loop.rounds
+
+
+def limited(recorder: Recorder, items: Any, module: str, line: int) -> Iterator[Any]:
+    """The items of a ``for`` loop of the user's, until it has trained enough.
+
+    An iterable that raises goes on with ghosts: a data set that cannot be read still has a loop over it.
+    """
+    source = _iterator(items)
+    loop = _open(recorder, module, line)
+    loop.unknown = isinstance(items, Ghost)
+    try:
+        while True:
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            except Exception as error:
+                recorder.note(f"{type(error).__name__}: {error}", line)
+                source = iter(GhostIterator(Ghost(f"items@{line}")))
+                loop.unknown = True
+                continue
+            before = _Round(recorder, loop)
+            yield item
+            if _enough(recorder, loop, before):
+                return
+            loop.iteration += 1
+    finally:
+        _close(recorder, loop)
+
+
+def rounds(recorder: Recorder, module: str, line: int) -> Iterator[Loop]:
+    """The rounds of a ``while`` loop; the caller marks it ``unknown`` when its condition is unknown."""
+    loop = _open(recorder, module, line)
+    try:
+        while True:
+            before = _Round(recorder, loop)
+            yield loop
+            if _enough(recorder, loop, before):
+                return
+            loop.iteration += 1
+            if loop.quiet >= (ASSUMED_LENGTH if loop.unknown else MAX_QUIET):
+                return
+    finally:
+        _close(recorder, loop)
+
+
+def _iterator(items: Any) -> Iterator[Any]:
+    if isinstance(items, Ghost):
+        return iter(GhostIterator(items))
+    try:
+        return iter(items)
+    except Exception:
+        # not iterable here (a stand-in, a collection that needs its files): unknown items
+        return iter(GhostIterator(Ghost("items")))
+
+
+def _open(recorder: Recorder, module: str, line: int) -> Loop:
+    recorder.loop_count += 1
+    loop = Loop(module, line, recorder.loop_count)
+    recorder.loops.append(loop)
+    return loop
+
+
+def _close(recorder: Recorder, loop: Loop) -> None:
+    if loop not in recorder.loops:
+        return
+    recorder.loops.remove(loop)
+    if recorder.loops and (loop.steps or loop.rounds):
+        recorder.loops[-1].nested_steps += loop.all_steps
+
+
+def _enough(recorder: Recorder, loop: Loop, before: _Round) -> bool:
+    """Judge the iteration that just ended; True where the loop has shown enough."""
+    steps = recorder.steps - before.steps
+    nested = loop.nested_steps - before.nested
+    loop.all_steps += steps
+    if recorder.steps >= MAX_ALL_STEPS:
+        raise Stop("steps")
+    if nested and steps <= nested:
+        loop.rounds += 1
+        return loop.rounds >= MAX_ROUNDS or recorder.steps >= MAX_TOTAL_STEPS
+    if steps and (recorder.backwards > before.backwards or "backward" in recorder.stubs):
+        loop.steps += 1
+        loop.idle = 0
+        return loop.steps >= MAX_STEPS
+    if loop.events == before.events:
+        loop.quiet += 1
+    elif loop.unknown or recorder.backwards > before.backwards:
+        # a known loop over parameters or optimizers without a backward ends by itself, and must not be cut
+        loop.idle += 1
+    return loop.idle >= MAX_IDLE

@@ -1,0 +1,270 @@
+"""Starts the region: the entry module's own statements, a function, or a method of an instance made for it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import types
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Set, Union
+
+import torch
+from ghost import MISSING, Ghost, attribute_of
+from probe_errors import ProbeError
+from step_imports import StepModules
+from step_record import MAX_IDLE, MAX_STEPS, Stop
+from step_roles import MODEL
+from step_world import RunWorld
+
+_COUNTER = re.compile(r"^(batch_|iter_|step_)?(i|idx|index|it|n|epoch|step|iter|iteration|batch_idx|global_step)$")
+_DEVICE = re.compile(r"device$")
+Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef]
+
+
+def call_region(
+    modules: StepModules, entry: str, region: str, trees: Mapping[str, ast.Module], world: RunWorld
+) -> Optional[str]:
+    """Run the region; the text of the error that ended it, if one did."""
+    recorder = world.recorder
+    recorder.recording = not region
+    try:
+        module = modules.load(entry)
+        if region:
+            recorder.loops.clear()
+            recorder.steps = recorder.backwards = 0
+            recorder.recording = True
+            _run_function(module, region.split(".<locals>")[0], trees[entry], world)
+    except Stop:
+        return None
+    except (SystemExit, KeyboardInterrupt) as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    except ProbeError:
+        raise
+    except Exception as error:
+        # the program's own: how it ended is part of the answer
+        return f"{type(error).__name__}: {error}"[:200]
+    return None
+
+
+def _run_function(module: types.ModuleType, region: str, tree: ast.Module, world: RunWorld) -> None:
+    _fill_globals(module, tree, world)
+    parts = region.split(".")
+    node = _definition(tree, parts)
+    if node is None:
+        raise ProbeError("not-sliced", f"{region} is not in the slice")
+    owner: Any = module
+    for part in parts[:-1]:
+        owner = getattr(owner, part, None)
+    if isinstance(owner, type):
+        function = _method(owner, parts[-1], tree, parts[:-1], world)
+        skipped = 1 if not _is_static(node) else 0
+    else:
+        function, skipped = getattr(module, parts[-1], None), 0
+    if not callable(function):
+        raise ProbeError("not-sliced", f"{region} could not be defined")
+    calls = 1 if node.name in world.flow.loops or _nested_loop(node, world) else MAX_IDLE
+    arguments = _Arguments(node, skipped, world)
+    for number in range(calls):
+        world.recorder.call = number
+        before = world.recorder.steps
+        result = function(**arguments.at(number))
+        _exhaust(result)
+        if world.recorder.steps == before and number >= 3 or world.recorder.steps >= MAX_STEPS:
+            return
+
+
+def _nested_loop(node: Definition, world: RunWorld) -> bool:
+    """Whether the region itself loops over something that trains, or calls a function that does."""
+    names = {
+        (c.func.attr if isinstance(c.func, ast.Attribute) else getattr(c.func, "id", ""))
+        for c in ast.walk(node)
+        if isinstance(c, ast.Call)
+    }
+    return bool(names & (world.flow.loops - {"train", "eval"} if "self" in names else world.flow.loops))
+
+
+def _exhaust(result: Any) -> None:
+    """A region that is a generator runs as it is consumed."""
+    if isinstance(result, types.GeneratorType):
+        for _ in zip(result, range(200)):
+            pass
+
+
+def _definition(tree: ast.Module, parts: List[str]) -> Optional[Definition]:
+    body: List[ast.stmt] = tree.body
+    found: Optional[Definition] = None
+    for part in parts:
+        found = None
+        for node in _flat(body):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == part:
+                body = node.body
+                found = None if isinstance(node, ast.ClassDef) else node
+    return found
+
+
+def _flat(body: List[ast.stmt]) -> List[ast.stmt]:
+    """Statements of a body and of the ``if`` and ``try`` blocks in it."""
+    found: List[ast.stmt] = []
+    for node in body:
+        found.append(node)
+        if isinstance(node, (ast.If, ast.Try, ast.With)):
+            found.extend(_flat([*node.body, *getattr(node, "orelse", [])]))
+    return found
+
+
+def _is_static(node: Definition) -> bool:
+    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
+
+
+def _fill_globals(module: types.ModuleType, tree: ast.Module, world: RunWorld) -> None:
+    """Give names that the functions read and nobody bound a stand-in by role, else a ghost."""
+    known = vars(module)
+    builtins: Dict[str, Any] = known["__builtins__"]
+    missing = [n for n in globals_read(tree) if n not in known and n not in builtins]
+    for name in sorted(missing, key=lambda n: world.roles.of(n) != MODEL):
+        known[name] = _unknown(name, world) if world.roles.of(name) is None else world.standins.value(name)
+
+
+def globals_read(tree: ast.Module) -> List[str]:
+    """Names that functions of a module read from its globals, in the order of the text."""
+    found: Dict[str, None] = {}
+    _collect_globals(tree, frozenset(), found)
+    return list(found)
+
+
+def _collect_globals(scope: ast.AST, bound: FrozenSet[str], found: Dict[str, None]) -> None:
+    todo: List[ast.AST] = list(ast.iter_child_nodes(scope))
+    while todo:
+        node = todo.pop(0)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            _collect_globals(node, bound | _bound_in(node), found)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound:
+            found.setdefault(node.id)
+            continue
+        else:
+            todo = [*ast.iter_child_nodes(node), *todo]
+
+
+def _bound_in(node: Union[Definition, ast.Lambda]) -> FrozenSet[str]:
+    args = node.args
+    names = {a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
+    names |= {a.arg for a in (args.vararg, args.kwarg) if a is not None}
+    outer: Set[str] = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and not isinstance(child.ctx, ast.Load):
+            names.add(child.id)
+        elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            names.add(child.name)
+        elif isinstance(child, ast.ExceptHandler) and child.name:
+            names.add(child.name)
+        elif isinstance(child, (ast.Import, ast.ImportFrom)):
+            names |= {a.asname or a.name.split(".")[0] for a in child.names}
+        elif isinstance(child, ast.Global):
+            outer |= set(child.names)
+    return frozenset(names - outer)
+
+
+def _unknown(name: str, world: RunWorld) -> Any:
+    known = world.value_of(name)
+    if known is not MISSING:
+        return known
+    return torch.device("cpu") if _DEVICE.search(name) else Ghost(name)
+
+
+def _method(owner: type, name: str, tree: ast.Module, path: List[str], world: RunWorld) -> Any:
+    raw = inspect.getattr_static(owner, name, None)
+    if isinstance(raw, (staticmethod, classmethod)):
+        return getattr(owner, name)
+    instance = _instance(owner, _definition(tree, [*path, "__init__"]), world)
+    return getattr(instance, name, None)
+
+
+def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
+    """An instance of the region's class: by its own ``__init__`` if that works; what it lacks is unknown."""
+    _open_class(owner, world)
+    try:
+        arguments = _Arguments(init, 1, world).at(0) if init is not None else {}
+        instance = owner(**arguments)
+    except Exception as error:
+        world.recorder.note(f"{owner.__name__}(): {type(error).__name__}: {error}")
+        instance = owner.__new__(owner)
+        if isinstance(instance, torch.nn.Module):
+            torch.nn.Module.__init__(instance)
+    return instance
+
+
+def _open_class(owner: type, world: RunWorld) -> None:
+    """Attributes the class does not set (a base or another file does): stand-ins by role, else ghosts."""
+    inherited = getattr(owner, "__getattr__", None)
+
+    def __getattr__(self: Any, name: str) -> Any:
+        if inherited is not None:
+            try:
+                value = inherited(self, name)
+            except AttributeError:
+                if name.startswith("__"):
+                    raise
+            else:
+                if not isinstance(value, Ghost):
+                    return value
+        if name.startswith("__") or name in ("_forward_hooks", "_parameters", "_modules", "_buffers"):
+            raise AttributeError(name)
+        path = f"self.{name}"
+        if world.roles.of(path) is not None:
+            value = world.standins.value(path)
+            object.__setattr__(self, name, value)
+            return value
+        return attribute_of(self, name)
+
+    setattr(owner, "__getattr__", __getattr__)  # noqa: B010
+
+
+class _Arguments:
+    """The arguments of a region's call: stand-ins by role, the function's own defaults, else ghosts."""
+
+    def __init__(self, node: Definition, skipped: int, world: RunWorld) -> None:
+        self.world = world
+        args = node.args
+        positional = [*args.posonlyargs, *args.args][skipped:]
+        self.names = [a.arg for a in (*positional, *args.kwonlyargs)]
+        self.defaults: Dict[str, ast.expr] = {}
+        if args.defaults:
+            for parameter, default in zip(reversed(positional), reversed(args.defaults)):
+                self.defaults[parameter.arg] = default
+        for parameter, keyword_default in zip(args.kwonlyargs, args.kw_defaults):
+            if keyword_default is not None:
+                self.defaults[parameter.arg] = keyword_default
+        self.values: Dict[str, Any] = {}
+
+    def at(self, number: int) -> Dict[str, Any]:
+        """Keyword arguments of call ``number``; all but counters are the same objects each time."""
+        if not self.values:
+            order = sorted(self.names, key=lambda n: 0 if self.world.roles.of(n) == MODEL else 1)
+            self.values = {n: v for n in order for v in [self._value(n)] if v is not _USE_DEFAULT}
+        counters = {n: number for n in self.values if _COUNTER.match(n)}
+        return {**self.values, **counters}
+
+    def _value(self, name: str) -> Any:
+        role = self.world.roles.of(name)
+        if role is not None:
+            return self.world.standins.value(name)
+        known = self.world.value_of(name)
+        if known is not MISSING:
+            return known
+        if name in self.defaults:
+            try:
+                default = ast.literal_eval(self.defaults[name])
+            except (ValueError, TypeError, SyntaxError):
+                return _USE_DEFAULT
+            if default and not isinstance(default, bool):
+                return _USE_DEFAULT
+            return Ghost(name, hint=default)
+        if _COUNTER.match(name):
+            return 0
+        if _DEVICE.search(name):
+            return torch.device("cpu")
+        return Ghost(name)
+
+
+_USE_DEFAULT = object()
+

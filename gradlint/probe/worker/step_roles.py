@@ -1,0 +1,291 @@
+"""Which name is a model, which an optimizer, which a gradient scaler: read from how the text uses it.
+
+A name or attribute path (``model``, ``self.netG``, ``nets[]``) gets a role from the methods called on it. Roles
+travel along ``self.model = model`` and along arguments of calls between functions of the slice.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple, Union
+
+from step_rewrite import dotted
+
+MODEL = "model"
+OPTIMIZER = "optimizer"
+SCALER = "scaler"
+MANY = "many "
+"""Prefix of the role of a collection: ``many optimizer``."""
+
+_OPTIMIZER_NAME = re.compile(r"opt(im|imi[sz]ers?|s|$|_|\[|[A-Z])|solver|^sgd$|^adamw?$|optim", re.IGNORECASE)
+_NOT_OPTIMIZER = re.compile(
+    r"sched|^lr|_lr|ema|env|metric|prof|pbar|bar$|progress|engine|timer|meter|writer|warm|anneal|accelerator|^self$",
+    re.IGNORECASE,
+)
+_MODEL_NAME = re.compile(r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE)
+_SURE_MODEL_NAME = re.compile(r"^(model|net|network)$")
+_PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
+_AFFINITY_WORDS = re.compile(
+    r"optimi[sz]ers?|optims?|opts?|solver|models?|network|nets?|self|module|the|[^a-zA-Z]", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class OptimizerCall:
+    """A constructor of an optimizer as the text has it."""
+
+    target: str
+    name: str
+    keywords: Tuple[Tuple[str, Any], ...]
+    models: Tuple[str, ...]
+
+
+@dataclass
+class Roles:
+    """Paths with a role, and what the text says about how they hang together."""
+
+    by_path: Dict[str, str] = field(default_factory=dict)
+    children: Dict[str, List[str]] = field(default_factory=dict)
+    """Submodules whose parameters are taken apart: ``model`` -> [``encoder``, ``head``]."""
+    optimizers: List[OptimizerCall] = field(default_factory=list)
+
+    def of(self, path: str) -> Optional[str]:
+        """The role of a path; items are all alike (``nets['G']`` is ``nets[]``)."""
+        return self.by_path.get(re.sub(r"\[[^\]]*\]", "[]", path))
+
+
+@dataclass
+class _Use:
+    methods: Set[str] = field(default_factory=set)
+    called: int = 0
+    scales_loss: bool = False
+    holds_optimizer: bool = False
+    groups: bool = False
+
+
+def infer(trees: Iterable[ast.Module]) -> Roles:
+    """Roles for all paths in ``trees``."""
+    trees = list(trees)
+    uses: Dict[str, _Use] = {}
+    for tree in trees:
+        _collect(tree, uses)
+    _mark_scaler_arguments(trees, uses)
+    roles = Roles()
+    for path, use in uses.items():
+        role = _role(path, use)
+        if role is not None:
+            roles.by_path[path] = role
+    _more_models(roles.by_path, uses)
+    if OPTIMIZER not in roles.by_path.values():
+        for path, use in uses.items():
+            if "step" in use.methods and not _NOT_OPTIMIZER.search(path) and path not in roles.by_path:
+                roles.by_path[path] = OPTIMIZER
+    _travel(trees, roles.by_path)
+    _fold_children(roles)
+    for tree in trees:
+        roles.optimizers.extend(_optimizer_calls(tree))
+    return roles
+
+
+def _more_models(by_path: Dict[str, str], uses: Dict[str, _Use]) -> None:
+    """Models that are only called: ``model(x)``, or ``model`` above ``model.head.parameters()``."""
+    anywhere = MODEL in by_path.values()
+    for path in [p for p, role in by_path.items() if role == MODEL]:
+        base = path.rpartition(".")[0]
+        if base and base != "self" and base in uses and uses[base].called:
+            by_path.setdefault(base, MODEL)
+    for path, use in uses.items():
+        name = _MODEL_NAME if not anywhere else _SURE_MODEL_NAME
+        if use.called and name.search(path.rsplit(".", 1)[-1]):
+            by_path.setdefault(path, MODEL)
+
+
+def _collect(tree: ast.Module, uses: Dict[str, _Use]) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "param_groups":
+            path = dotted(node.value)
+            if path is not None:
+                uses.setdefault(path, _Use()).groups = True
+        if not isinstance(node, ast.Call):
+            continue
+        whole = dotted(node.func)
+        if whole is not None:
+            uses.setdefault(whole, _Use()).called += 1
+        if isinstance(node.func, ast.Attribute):
+            path = dotted(node.func.value)
+            if path is not None:
+                uses.setdefault(path, _Use()).methods.add(node.func.attr)
+            inner = node.func.value
+            if node.func.attr == "backward" and isinstance(inner, ast.Call):
+                scaled = inner.func
+                if isinstance(scaled, ast.Attribute) and scaled.attr == "scale":
+                    holder = dotted(scaled.value)
+                    if holder is not None:
+                        uses.setdefault(holder, _Use()).scales_loss = True
+
+
+def _mark_scaler_arguments(trees: Iterable[ast.Module], uses: Dict[str, _Use]) -> None:
+    for tree in trees:
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+                continue
+            holder, argument = dotted(node.func.value), dotted(node.args[0])
+            if holder is None or argument is None or node.func.attr not in ("unscale_", "step"):
+                continue
+            if node.func.attr == "unscale_" or _is_scaler(holder, uses.get(holder, _Use())):
+                uses.setdefault(argument, _Use()).holds_optimizer = True
+
+
+def _is_scaler(path: str, use: _Use) -> bool:
+    named = "scaler" in path.lower()
+    return (
+        use.scales_loss
+        or "unscale_" in use.methods
+        or (named and bool(use.methods & {"scale", "step", "update"}) and "parameters" not in use.methods)
+    )
+
+
+def _role(path: str, use: _Use) -> Optional[str]:
+    last = path.rsplit(".", 1)[-1]
+    if _is_scaler(path, use):
+        return SCALER
+    if use.holds_optimizer:
+        return OPTIMIZER
+    steps, clears = "step" in use.methods, "zero_grad" in use.methods
+    named = bool(_OPTIMIZER_NAME.search(last))
+    if _NOT_OPTIMIZER.search(last) and not (steps and clears):
+        steps = named = False
+    if last == "self" or path == "self":
+        return None
+    if (steps and (clears or named or use.groups)) or (named and (clears or use.groups)):
+        return OPTIMIZER
+    if use.methods & _PARAMETER_METHODS or (clears and not steps):
+        return None if named else MODEL
+    if use.methods & {"train", "eval"} and (use.called or _MODEL_NAME.search(last)):
+        return MODEL
+    return None
+
+
+def _travel(trees: List[ast.Module], by_path: Dict[str, str]) -> None:
+    """Carry roles along plain assignments, loops over collections and arguments of known functions."""
+    links: Set[Tuple[str, str]] = set()
+    functions = _functions(trees)
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign):
+                right = dotted(node.value)
+                for target in node.targets:
+                    left = dotted(target)
+                    if left and right:
+                        links.add((left, right))
+            elif isinstance(node, ast.Call):
+                links |= set(_argument_links(node, functions))
+            elif isinstance(node, ast.For):
+                _loop_role(node, by_path)
+    for _ in range(4):
+        for left, right in links:
+            for a, b in ((left, right), (right, left)):
+                if a in by_path and b not in by_path and b != "self" and not _NOT_OPTIMIZER.search(b):
+                    by_path[b] = by_path[a]
+
+
+def _functions(trees: Iterable[ast.Module]) -> Dict[str, List[str]]:
+    """Names of functions, methods and classes (for ``__init__``) with their parameters, ``self`` left out."""
+    found: Dict[str, List[str]] = {}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                for item in node.body:
+                    if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                        found.setdefault(node.name, _parameters(item))
+            elif isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                found.setdefault(node.name, _parameters(node))
+    return found
+
+
+def _parameters(node: Union[ast.FunctionDef, ast.AsyncFunctionDef]) -> List[str]:
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def _argument_links(node: ast.Call, functions: Dict[str, List[str]]) -> Iterable[Tuple[str, str]]:
+    name = (dotted(node.func) or "").rsplit(".", 1)[-1]
+    if name not in functions:
+        return
+    for parameter, argument in zip(functions[name], node.args):
+        path = dotted(argument)
+        if path:
+            yield parameter, path
+    for keyword in node.keywords:
+        path = dotted(keyword.value)
+        if keyword.arg and path and keyword.arg in functions[name]:
+            yield keyword.arg, path
+
+
+def _loop_role(node: ast.For, by_path: Dict[str, str]) -> None:
+    target = dotted(node.target)
+    source = node.iter
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and source.func.attr == "values":
+        source = source.func.value
+    path = dotted(source)
+    if target in by_path and path and path not in by_path and not by_path[target].startswith(MANY):
+        by_path[path] = MANY + by_path[target]
+
+
+def _fold_children(roles: Roles) -> None:
+    """``model.encoder`` beside ``model``: a submodule of the stand-in, not a model of its own."""
+    for path in sorted(roles.by_path, key=len):
+        base, _, child = path.rpartition(".")
+        if base and roles.by_path.get(base) == MODEL and roles.by_path[path] == MODEL and "[" not in child:
+            roles.children.setdefault(base, []).append(child)
+
+
+def _optimizer_calls(tree: ast.Module) -> Iterable[OptimizerCall]:
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
+            continue
+        name = (dotted(node.value.func) or "").rsplit(".", 1)[-1]
+        if not re.fullmatch(r"SGD|Adam\w*|RMSprop|Adagrad|Adadelta|LBFGS|NAdam|RAdam|Rprop|ASGD|Adamax|Muon", name):
+            continue
+        keywords = tuple(
+            (k.arg, _literal(k.value)) for k in node.value.keywords if k.arg and _literal(k.value) is not None
+        )
+        models = tuple(_models_in(node.value.args[:1]))
+        for target in node.targets:
+            path = dotted(target)
+            if path:
+                yield OptimizerCall(path, name, keywords, models)
+
+
+def _models_in(arguments: List[ast.expr]) -> Iterable[str]:
+    for argument in arguments:
+        for node in ast.walk(argument):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                path = dotted(node.func.value)
+                if path and node.func.attr in _PARAMETER_METHODS:
+                    yield path
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def tag(path: str) -> str:
+    """What tells one of several models or optimizers apart: ``optimizer_G`` -> ``g``, ``netD`` -> ``d``."""
+    last = path.rsplit(".", 1)[-1] if not path.endswith("]") else path
+    return _AFFINITY_WORDS.sub("", last).lower()
+
+
+def goes_with(optimizer: str, models: Iterable[str]) -> List[str]:
+    """The models an optimizer belongs to by its name; all of them when the name does not say."""
+    models = list(models)
+    mark = tag(optimizer)
+    if not mark:
+        return models
+    close = [m for m in models if tag(m) and (tag(m).startswith(mark) or mark.startswith(tag(m)))]
+    return close or models

@@ -1,0 +1,173 @@
+"""Stand-ins by role: a model, an optimizer, a gradient scaler where the slice does not make its own."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from ghost import Ghost, combine, scalar_of
+from step_roles import MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with
+
+WIDTH = 4
+DEFAULT_LR = 1e-3
+
+
+class StandInModel(torch.nn.Module):
+    """A small model that takes any arguments; its output depends, linearly, on all its parameters and inputs."""
+
+    def __init__(self, name: str, children: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.gl_name = name
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(name.encode()))
+            self.first = torch.nn.Linear(WIDTH, WIDTH)
+            self.second = torch.nn.Linear(WIDTH, 2)
+        for child in children:
+            if not hasattr(type(self), child) and child not in self._modules:
+                self.add_module(child, StandInModel(f"{name}.{child}"))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """A ghost tensor; a plain ghost where gradients are off."""
+        return combine(self.gl_name, (self, *args), kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+        if name in ("module", "_orig_mod"):
+            return self
+        if name == "device":
+            return torch.device("cpu")
+        ghost = Ghost(f"{self.gl_name}.{name}")
+        object.__setattr__(ghost, "gl_extra", self)
+        return ghost
+
+    def __getitem__(self, index: Any) -> StandInModel:
+        return self
+
+    def __len__(self) -> int:
+        return 1
+
+    def to(self, *args: Any, **kwargs: Any) -> StandInModel:  # type: ignore[override]
+        """It stays where it is, in single precision."""
+        return self
+
+    cuda = half = bfloat16 = double = float = cpu = to  # type: ignore[assignment]
+
+    def clip_grad_norm_(self, max_norm: Any, norm_type: Any = 2.0, **kwargs: Any) -> Any:
+        """What FSDP models have."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm, norm_type)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing is loaded."""
+        return Ghost("load_state_dict()")
+
+
+class StandIns:
+    """The objects behind the paths with a role, made when first asked for; real ones are bound by the program."""
+
+    def __init__(self, roles: Roles, assumed: Dict[str, Any]) -> None:
+        self.roles = roles
+        self.assumed = assumed
+        self.bound: Dict[str, Any] = {}
+        self.maybe_none: Dict[int, str] = {}
+        """Scalers made here: a program may also run without one, so their presence is an unknown guard."""
+        self.made: List[Any] = []
+
+    def bind(self, path: str, value: Any) -> None:
+        """The program itself bound ``path``."""
+        if isinstance(value, (torch.nn.Module, torch.optim.Optimizer, torch.amp.GradScaler)):
+            self.bound[path] = value
+
+    def value(self, path: str) -> Any:
+        """The object for ``path``, by its role."""
+        if path not in self.bound:
+            role = self.roles.of(path) or MODEL
+            self.bound[path] = self._make(path, role)
+        return self.bound[path]
+
+    def _make(self, path: str, role: str) -> Any:
+        if role.startswith(MANY):
+            return [self._make(f"{path}[0]", role[len(MANY) :])]
+        if role == OPTIMIZER:
+            return self.optimizer(path)
+        if role == SCALER:
+            scaler = torch.amp.GradScaler("cpu")
+            self.maybe_none[id(scaler)] = path
+            self.assumed.setdefault(path, "GradScaler()")
+            self.made.append(scaler)
+            return scaler
+        return self.model(path)
+
+    def model(self, path: str) -> StandInModel:
+        """A new stand-in model, with the submodules the program speaks of."""
+        model = StandInModel(path, self.roles.children.get(path, ()))
+        self.assumed.setdefault(path, "stand-in model")
+        self.made.append(model)
+        self.bound[path] = model
+        return model
+
+    def optimizer(self, path: str, module: Optional[torch.nn.Module] = None) -> torch.optim.Optimizer:
+        """An optimizer over the models that belong to ``path``: as the text constructs it, else SGD."""
+        call = self._constructor(path)
+        models = [module] if module is not None else self._models_for(path, call)
+        parameters = unique([p for m in models for p in m.parameters() if p.requires_grad])
+        kind = getattr(torch.optim, call.name, None) if call is not None else None
+        if kind is not None and call is not None:
+            try:
+                made: torch.optim.Optimizer = kind(parameters, **dict(call.keywords))
+            except (TypeError, ValueError):
+                made = torch.optim.SGD(parameters, lr=DEFAULT_LR)
+        else:
+            made = torch.optim.SGD(parameters, lr=DEFAULT_LR)
+            self.assumed.setdefault(path, f"SGD(lr={DEFAULT_LR})")
+        self.made.append(made)
+        return made
+
+    def _constructor(self, path: str) -> Optional[OptimizerCall]:
+        last = path.rsplit(".", 1)[-1]
+        same = [c for c in self.roles.optimizers if c.target == path]
+        return (same or [c for c in self.roles.optimizers if c.target.rsplit(".", 1)[-1] == last] or [None])[0]
+
+    def models(self) -> Dict[str, torch.nn.Module]:
+        """All models met or made so far, each once; submodules are part of theirs."""
+        found: Dict[str, torch.nn.Module] = {}
+        for path, value in self.bound.items():
+            if isinstance(value, torch.nn.Module) and all(value is not m for m in found.values()):
+                found[path] = value
+        return found
+
+    def _models_for(self, path: str, call: Optional[OptimizerCall]) -> List[torch.nn.Module]:
+        prefix = path.rpartition(".")[0]
+        for other, role in list(self.roles.by_path.items()):
+            base = other.rpartition(".")[0]
+            if role == MODEL and base == prefix and "[" not in other and other not in self.bound:
+                self.value(other)
+        models = self.models()
+        if not models:
+            self.model("model")
+            models = self.models()
+        if call is not None and call.models:
+            wanted = {m.rsplit(".", 1)[-1] for m in call.models}
+            chosen = [m for p, m in models.items() if p.rsplit(".", 1)[-1] in wanted]
+            if chosen:
+                return chosen
+        return [models[p] for p in goes_with(path, models)]
+
+    def loss(self) -> torch.Tensor:
+        """A loss of which nothing is known: it depends on every trainable parameter met so far."""
+        parameters = unique([p for m in self.models().values() for p in m.parameters() if p.requires_grad])
+        if not parameters:
+            parameters = list(self.model("model").parameters())
+        total = scalar_of(parameters[0])
+        for parameter in parameters[1:]:
+            total = total + scalar_of(parameter)
+        return total
+
+
+def unique(parameters: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """Each tensor once, in order."""
+    return list({id(p): p for p in parameters}.values())

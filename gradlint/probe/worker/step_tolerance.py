@@ -1,0 +1,302 @@
+"""Makes PyTorch's own classes put up with ghosts among their arguments, and keeps them off files and processes.
+
+Installed once per process. Without ghosts among the arguments everything is as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+import time
+from argparse import ArgumentParser, Namespace
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+import torch
+from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost
+from step_patch import ASSUMED_LR, Hooks, parameter_list
+
+
+
+class _State:
+    installed = False
+    user_modules: Callable[[str], bool] = staticmethod(lambda name: False)
+    depth = 0
+
+
+def install(is_user_module: Callable[[str], bool]) -> None:
+    """Replace what has to be replaced; ``is_user_module`` tells names of sliced modules."""
+    _State.user_modules = is_user_module
+    if _State.installed:
+        return
+    _State.installed = True
+    _tolerant_modules()
+    _tolerant_optimizers()
+    _tolerant_schedulers()
+    _tolerant_loader()
+    _tolerant_arguments()
+    _harmless()
+
+
+# modules
+
+
+def _tolerant_modules() -> None:
+    module = torch.nn.Module
+    real_call = module.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if Hooks.recorder is None:
+            return real_call(self, *args, **kwargs)
+        own = _State.user_modules(type(self).__module__)
+        if not own and not _runs_on_ghosts(self) and (holds_ghost(args) or holds_ghost(kwargs)):
+            return combine(type(self).__name__, (self, *args), kwargs)
+        if _State.depth == 0 and next(self.parameters(), None) is not None:
+            Hooks.recorder.add("forward", object=Hooks.recorder.name(self, "module"))
+        _State.depth += 1
+        try:
+            result = real_call(self, *args, **kwargs)
+        finally:
+            _State.depth -= 1
+        if own and _State.depth == 0 and isinstance(result, Ghost) and not gradients_in(result):
+            return combine(type(self).__name__, (self, *args), kwargs)
+        return result
+
+    module.__call__ = call  # type: ignore[method-assign,assignment]
+    for name in ("to", "load_state_dict", "type", "to_empty"):
+        setattr(module, name, _unless_ghost(getattr(module, name)))
+    for name in ("to", "type", "cuda", "view_as", "type_as", "expand_as"):
+        setattr(torch.Tensor, name, _unless_ghost(getattr(torch.Tensor, name)))
+
+
+def _runs_on_ghosts(module: torch.nn.Module) -> bool:
+    """Containers run their children one by one; stand-ins know ghosts."""
+    return isinstance(module, torch.nn.Sequential) or hasattr(module, "gl_name")
+
+
+def _unless_ghost(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, or ``self`` as it is when an argument is unknown."""
+
+    @functools.wraps(real)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if holds_ghost(args) or holds_ghost(kwargs):
+            return self
+        return real(self, *args, **kwargs)
+
+    return method
+
+
+# optimizers
+
+
+def _tolerant_optimizers() -> None:
+    for kind in _subclasses(torch.optim.Optimizer):
+        if "__init__" in vars(kind):
+            kind.__init__ = _with_real_arguments(kind.__init__)
+
+
+def _subclasses(kind: Any) -> List[Any]:
+    found = list(kind.__subclasses__())
+    return found + [s for k in found for s in _subclasses(k)]
+
+
+def _with_real_arguments(real: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(real).parameters)[1:]
+
+    @functools.wraps(real)
+    def init(self: Any, params: Any = (), *args: Any, **kwargs: Any) -> None:
+        kwargs.update(zip(names[1:], args))
+        unknown = {k: v for k, v in kwargs.items() if holds_ghost(v)}
+        for name, value in unknown.items():
+            del kwargs[name]
+            if name == "lr":
+                kwargs["lr"] = Hooks.number(value, ASSUMED_LR)
+        real(self, _real_groups(params), **kwargs)
+
+    return init
+
+
+def _real_groups(params: Any) -> Any:
+    if not isinstance(params, (list, tuple)) and not isinstance(params, (Ghost, torch.nn.Module)):
+        if isinstance(params, torch.Tensor):
+            return params
+        params = list(params)
+    if isinstance(params, (list, tuple)) and any(isinstance(p, dict) for p in params):
+        groups = []
+        for group in params:
+            if isinstance(group, dict):
+                plain = {k: v for k, v in group.items() if k == "params" or not isinstance(v, Ghost)}
+                groups.append({**plain, "params": parameter_list(group.get("params", ()))[0]})
+        return groups
+    if not holds_ghost(params) and not isinstance(params, torch.nn.Module):
+        return params
+    tensors = {id(p): p for p in parameter_list(params)[0]}
+    return [p for p in tensors.values() if p.requires_grad or not p.is_leaf]
+
+
+def _tolerant_schedulers() -> None:
+    base = getattr(torch.optim.lr_scheduler, "LRScheduler", None)
+    kinds = [base, *_subclasses(base)] if base is not None else []
+    for kind in [*kinds, torch.optim.lr_scheduler.ReduceLROnPlateau]:
+        if "__init__" in vars(kind):
+            kind.__init__ = _refusing_ghosts(kind.__init__)
+
+
+def _refusing_ghosts(real: Callable[..., Any]) -> Callable[..., Any]:
+    """A schedule of unknown numbers is unknown itself: the statement that makes it binds a ghost."""
+
+    @functools.wraps(real)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if holds_ghost(args) or holds_ghost(kwargs):
+            raise TypeError("unknown arguments")
+        real(self, *args, **kwargs)
+
+    return init
+
+
+# data
+
+
+def _tolerant_loader() -> None:
+    loader = torch.utils.data.DataLoader
+    real = loader.__init__
+    names = list(inspect.signature(real).parameters)[2:]
+
+    @functools.wraps(real)
+    def init(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(zip(names, args))
+        if isinstance(dataset, Ghost):
+            raise TypeError("unknown data set")
+        for name in ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context"):
+            kwargs.pop(name, None)
+        kwargs.pop("worker_init_fn", None)
+        unknown = [k for k, v in kwargs.items() if isinstance(v, Ghost)]
+        for name in unknown:
+            kwargs.pop(name)
+        if "batch_size" in unknown:
+            kwargs["batch_size"] = 4
+        real(self, dataset, **kwargs)
+
+    loader.__init__ = init  # type: ignore[method-assign]
+
+
+# arguments of the program
+
+
+class _OpenNamespace(Namespace):
+    """Parsed arguments; one whose declaration is not in the slice is a ghost."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = attribute_of(self, name)
+        if isinstance(value, Ghost) and value.gl_name.startswith("self."):
+            object.__setattr__(value, "gl_name", "args" + value.gl_name[4:])
+            object.__setattr__(value, "gl_key", "args" + value.gl_key[4:])
+        return value
+
+
+def _tolerant_arguments() -> None:
+    def parse(self: Any, args: Any = None, namespace: Any = None) -> Any:
+        result = _OpenNamespace()
+        for action in self._actions:
+            if action.dest in ("help", "==SUPPRESS=="):
+                continue
+            value = action.default
+            if isinstance(value, str) and action.type is not None:
+                try:
+                    value = self._get_value(action, value)
+                except Exception:
+                    # the program's own converter, on a default it may refuse
+                    value = action.default
+            if value is None or value is False:
+                value = Ghost(f"args.{action.dest}", hint=value)
+            if isinstance(value, bool):
+                value = Ghost(f"args.{action.dest}", hint=value)
+            setattr(result, action.dest, value)
+        return result
+
+    def parse_known(self: Any, args: Any = None, namespace: Any = None) -> Tuple[Any, List[str]]:
+        return parse(self, args, namespace), []
+
+    ArgumentParser.parse_args = parse  # type: ignore[assignment]
+    ArgumentParser.parse_known_args = parse_known  # type: ignore[assignment]
+
+
+# the rest
+
+
+def _identity(value: Any = None, *args: Any, **kwargs: Any) -> Any:
+    return value if value is not None else _identity
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _harmless() -> None:
+    time.sleep = _nothing
+    torch.save = _nothing  # type: ignore[assignment]
+    torch.load = lambda *_, **__: Ghost("torch.load()")  # type: ignore[assignment]
+    torch.jit.script = torch.jit.trace = _identity
+    torch.autograd.set_detect_anomaly = lambda *_, **__: Ghost("anomaly")  # type: ignore
+    torch.nn.parallel.DistributedDataParallel = _Wrapped  # type: ignore[assignment,misc]
+    torch.nn.parallel.DataParallel = torch.nn.DataParallel = _Wrapped  # type: ignore[assignment,misc]
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_identity)  # type: ignore[assignment]
+    distributed: Any = torch.distributed
+    for name in ("init_process_group", "barrier", "all_reduce", "broadcast", "destroy_process_group"):
+        setattr(distributed, name, _nothing)
+    distributed.get_rank = lambda *_, **__: 0
+    distributed.get_world_size = lambda *_, **__: 1
+    distributed.is_initialized = lambda: False
+    _replace_submodules()
+
+
+def _replace_submodules() -> None:
+    def spawn(fn: Callable[..., Any], args: Sequence[Any] = (), *rest: Any, **kwargs: Any) -> Any:
+        return fn(0, *args)
+
+    try:
+        import torch.multiprocessing as processes
+    except ImportError:
+        return
+    processes.spawn = spawn
+    setattr(torch.utils, "tensorboard", GhostModule("torch.utils.tensorboard"))  # noqa: B010
+
+
+class _Wrapped(torch.nn.Module):
+    """A data parallel wrapper that is just a wrapper."""
+
+    def __init__(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        if isinstance(module, Ghost):
+            raise TypeError("unknown module")
+        self.gl_name = "parallel"
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """That of the module."""
+        return self.module(*args, **kwargs)
+
+    def no_sync(self) -> Any:
+        """Nothing to synchronise."""
+        return Ghost("no_sync()")
+
+
+def start(seed: int = 0) -> None:
+    """Bring the process back to a known state before a path."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    numpy: Optional[Any] = _numpy()
+    if numpy is not None:
+        numpy.random.seed(seed)
+    _State.depth = 0
+
+
+def _numpy() -> Optional[Any]:
+    import sys
+
+    return sys.modules.get("numpy")
+
