@@ -82,7 +82,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts, ModelFacts
 from gradlint.facts.chain_verdict import judge_chains, model_candidates
-from gradlint.facts.vanishing import ChainView, predicted_sick, proposes_sigmoid
+from gradlint.facts.vanishing import ChainView, may_be_sigmoid_stack, predicted_sick, proposes_sigmoid
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
 
 REMEDIES = ("relu_he",)
@@ -90,7 +90,7 @@ REMEDIES = ("relu_he",)
 
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Models with a chain that is deep enough in sigmoids."""
-    return _candidates(facts, lambda v, m: proposes_sigmoid(v) or (m.uncertain and v.family == "sigmoid"))
+    return _candidates(facts, lambda v, m: may_be_sigmoid_stack(v))
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:

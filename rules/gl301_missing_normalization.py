@@ -76,7 +76,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts, ModelFacts
 from gradlint.facts.chain_verdict import judge_chains, model_candidates
-from gradlint.facts.vanishing import LOW_DIMENSIONAL_INPUT, ChainView, predicted_sick, proposes_default
+from gradlint.facts.vanishing import LOW_DIMENSIONAL_INPUT, ChainView, may_be_default_stack, predicted_sick, proposes_default
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
 
 REMEDIES = ("batch_norm", "layer_norm")
@@ -84,9 +84,7 @@ REMEDIES = ("batch_norm", "layer_norm")
 
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Models with a deep default-initialised chain that holds no normalization."""
-    return _candidates(
-        facts, lambda v, m: _owns(v) or (m.uncertain and v.family != "sigmoid" and v.depth > 1)
-    )
+    return _candidates(facts, lambda v, m: may_be_default_stack(v) and v.norm_links == 0)
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:

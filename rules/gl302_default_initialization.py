@@ -84,7 +84,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts, ModelFacts
 from gradlint.facts.chain_verdict import judge_chains, model_candidates
-from gradlint.facts.vanishing import ChainView, predicted_sick, proposes_default
+from gradlint.facts.vanishing import ChainView, may_be_default_stack, predicted_sick, proposes_default
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
 
 REMEDIES = ("he", "xavier", "lecun")
@@ -92,7 +92,7 @@ REMEDIES = ("he", "xavier", "lecun")
 
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Models with a deep plain chain that no initialiser reaches."""
-    return _candidates(facts, lambda v, m: _owns(v) or (m.uncertain and v.family != "sigmoid" and v.depth > 1))
+    return _candidates(facts, lambda v, m: may_be_default_stack(v) and not v.periodic)
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:

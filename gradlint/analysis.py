@@ -1,0 +1,149 @@
+"""What happens to one file before any experiment: facts, candidates, and the requests that can contradict them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from gradlint.facts import FileFacts
+from gradlint.facts.index import ProjectIndex, SourceFile
+from gradlint.facts.models import ModelFacts, read_models
+from gradlint.facts.project import Project
+from gradlint.facts.steps import StepFacts, read_steps
+from gradlint.facts.surroundings import Surroundings, placed, read_project, read_surroundings
+from gradlint.facts.vanishing import worth_a_look
+from gradlint.own_findings import Crash, crash_of
+from gradlint.probe.requests import Prepared, Unsliced, prepare
+from gradlint.rule import Candidate, Rule
+from gradlint.sources.suppress import Suppressions, Unused, read_suppressions
+from gradlint.sources.text import Problem, decode, parse, read, too_deep
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One file, ready for the probe. ``prepared[i]`` belongs to ``candidates[i]``."""
+
+    path: str
+    text: str = ""
+    considered: bool = True
+    candidates: tuple[Candidate, ...] = ()
+    prepared: tuple[Prepared | Unsliced | None, ...] = ()
+    suppressions: Suppressions = Suppressions()
+    unused: tuple[Unused, ...] = ()
+    problem: Problem | None = None
+    crashes: tuple[Crash, ...] = ()
+
+
+class Analyst:
+    """Reads files of one project. Holds what was parsed; one per process."""
+
+    def __init__(
+        self,
+        index: ProjectIndex,
+        rules: Mapping[str, Rule],
+        selected: Collection[str],
+        inputs: Mapping[str, tuple[Shape, ...]],
+        probing: bool,
+    ) -> None:
+        self.index = index
+        self.project = Project(index)
+        self.rules = rules
+        self.selected = selected
+        self.inputs = inputs
+        self.probing = probing
+        self._surroundings: dict[str, Surroundings] = {}
+
+    def analyse(self, path: str, data: bytes | None = None) -> Analysis:
+        """Read the file (or take ``data`` for it) and find its candidates. Never raises on what a file holds."""
+        source = read(path) if data is None else decode(path, data)
+        if source is None:
+            return Analysis(path, considered=False)
+        if isinstance(source, Problem):
+            return Analysis(path, problem=source)
+        tree = parse(source)
+        suppressions = read_suppressions(source.text)
+        if isinstance(tree, Problem):
+            return Analysis(path, source.text, suppressions=suppressions, problem=tree)
+        if tree is None:  # newer syntax than the running Python reads
+            return Analysis(path, source.text, suppressions=suppressions)
+        try:
+            return self._analyse(path, source.text, tree, suppressions)
+        except (RecursionError, MemoryError):
+            return Analysis(path, source.text, suppressions=suppressions, problem=too_deep(source))
+
+    def _analyse(self, path: str, text: str, tree: ast.Module, suppressions: Suppressions) -> Analysis:
+        crashes: list[Crash] = []
+        facts = self.facts(path, text, tree, crashes)
+        found = list(self._candidates(facts, crashes))
+        names = {code: rule.name for code, rule in self.rules.items()}
+        kept = tuple(c for c in found if not suppressions.covers(c.code, names[c.code], c.location))
+        unused = suppressions.unused([(c.code, c.location) for c in found], names, self.selected)
+        prepared: tuple[Prepared | Unsliced | None, ...] = (None,) * len(kept)
+        if self.probing:
+            prepared = tuple(self._prepare(c, suppressions, crashes) for c in kept)
+        return Analysis(path, text, True, kept, prepared, suppressions, tuple(unused), None, tuple(crashes))
+
+    def facts(self, path: str, text: str, tree: ast.Module, crashes: list[Crash]) -> FileFacts:
+        """Everything that rules may ask of the file; what a reader fails on is added to ``crashes``."""
+        file = self.index.parse(path) or SourceFile(path, path, "", "", False, text, tree)
+        models: tuple[ModelFacts, ...] = ()
+        steps: StepFacts | None = None
+        try:
+            if self._wants("GL2", "GL3"):
+                models = self._models(file)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception as error:  # a reader that fails on one file must not cost the others
+            crashes.append(crash_of(path, "the model reader", error))
+        try:
+            if self._wants("GL1"):
+                steps = read_steps(tree, text, path, package=file.package)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception as error:
+            crashes.append(crash_of(path, "the reader of training steps", error))
+        return FileFacts(path, file.module, text, tree, models, steps)
+
+    def _wants(self, *prefixes: str) -> bool:
+        own = any(not code.startswith("GL") for code in self.selected)
+        return own or any(code.startswith(prefixes) for code in self.selected)
+
+    def _models(self, file: SourceFile) -> tuple[ModelFacts, ...]:
+        models = read_models(self.project.module(file))
+        deep = [m for m in models if any(worth_a_look(c) for c in m.chains)]
+        if not deep:
+            return models
+        makers = frozenset(m.qualname for m in deep if m.kind != "variable")
+        project = read_project(self.index, file, makers, self._surroundings) if makers else None
+        return placed(models, read_surroundings(file.tree), project, self.project.module(file))
+
+    def _candidates(self, facts: FileFacts, crashes: list[Crash]) -> Sequence[Candidate]:
+        found: list[Candidate] = []
+        for code in sorted(self.selected):
+            rule = self.rules.get(code)
+            if rule is None or rule.proof == "static":
+                continue
+            try:
+                found.extend(rule.check(facts))
+            except (RecursionError, MemoryError):
+                raise
+            except Exception as error:
+                crashes.append(crash_of(facts.path, f"the rule {code}", error))
+        return found
+
+    def _prepare(
+        self, candidate: Candidate, suppressions: Suppressions, crashes: list[Crash]
+    ) -> Prepared | Unsliced | None:
+        line = candidate.location.line
+        shapes = self.inputs.get(candidate.symbol) or suppressions.inputs.get(line) or suppressions.inputs.get(line - 1)
+        try:
+            return prepare(self.index, candidate, shapes or ())
+        except (RecursionError, MemoryError):
+            return Unsliced("not-sliced", "the code around it is nested too deep")
+        except Exception as error:
+            crashes.append(crash_of(candidate.path, f"slicing for {candidate.code}", error))
+            return Unsliced("not-sliced", "gradlint failed to slice it: please report this")
+
