@@ -172,6 +172,9 @@ class Builtins:
             if isinstance(value, Instance):
                 if kind.name in MODULE_BASES:
                     return value.is_module
+                inner = value.attrs.get("__layer__")
+                if isinstance(inner, Layer):
+                    return _layer_is(inner, kind.name, short)
                 base = self.table.objects.container_base(value.cls)
                 return base is not None and kind.name == f"torch.nn.{base}"
             if isinstance(value, Tensor):
@@ -185,6 +188,11 @@ class Builtins:
                 return any(c.node is kind.node for c in self.table.objects.mro(value.cls))
             return UNKNOWN if value is UNKNOWN else False
         return UNKNOWN
+
+    def _b_staticmethod(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
+        return args[0] if args else UNKNOWN
+
+    _b_classmethod = _b_staticmethod
 
     def _b_print(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
         return None

@@ -131,7 +131,7 @@ class CallTable:
         if name in ("torch.utils.checkpoint.checkpoint", "torch.utils.checkpoint.checkpoint_sequential") and args:
             return self.call(args[0], args[1:], {}, node, env)
         if name.startswith("torch.nn.") and (short[:1].isupper()):
-            return self._layer(short, args, kwargs, node, env)
+            return self.layer(short, args, kwargs, node, env)
         if short in ("weight_norm", "spectral_norm", "parametrizations") and args:
             return args[0]
         if name == "functools.partial" and args:
@@ -180,7 +180,7 @@ class CallTable:
             return type(value)(self._copy(v) for v in value)
         return value
 
-    def _layer(self, cls: str, args: list[Value], kwargs: dict[str, Value], node: ast.Call, env: Env) -> Value:
+    def layer(self, cls: str, args: list[Value], kwargs: dict[str, Value], node: ast.Call, env: Env) -> Value:
         line = node.lineno
         if cls in ops.CONTAINERS:
             return self._container(cls, args, kwargs, node, env)
@@ -237,8 +237,9 @@ class CallTable:
             if forward is not None:
                 func = FuncValue(forward.node, forward.module, forward.env, module, forward.owner)
                 return self.interp.call_function(func, args, kwargs)
-            if "__items__" in module.attrs:
-                return self.apply(module.attrs["__items__"], args, kwargs, line)
+            for inner in ("__items__", "__layer__"):
+                if inner in module.attrs:
+                    return self.apply(module.attrs[inner], args, kwargs, line)
             return self.unknown_call(args, kwargs, line)
         if isinstance(module, Container):
             if module.cls != "Sequential" or not args:

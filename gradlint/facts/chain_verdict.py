@@ -24,8 +24,7 @@ def model_candidates(
 ) -> Iterator[Candidate]:
     """One candidate per model that holds a chain that ``wanted`` accepts, on the deepest such chain.
 
-    ``describe`` gives message and help. A model whose reading is uncertain is proposed on what is known of its
-    deepest chain, without a prediction: the experiment decides.
+    ``describe`` gives message and help.
     """
     for model in models:
         views = [view(c) for c in model.chains]
@@ -44,7 +43,7 @@ def model_candidates(
             group=f"{path}:{model.location.line}",
             experiment=ModelExperiment(path, model.kind, model.qualname, model.scope, remedies, model.location.line),
             facts={"optimizer": model.optimizer, "initialised_elsewhere": model.initialised_elsewhere},
-            predicted_sick=not model.uncertain and sick_on_paper(deepest, model),
+            predicted_sick=sick_on_paper(deepest, model),
         )
 
 

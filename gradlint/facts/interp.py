@@ -32,7 +32,7 @@ from gradlint.facts.values import (
     Value,
     Weight,
 )
-from gradlint.probe.worker.layergraph import ACTIVATION, CONSTANT, JOIN, TRANSPARENT, WEIGHT, LayerGraph, Node
+from gradlint.probe.worker.layergraph import ACTIVATION, CONSTANT, JOIN, NORM, TRANSPARENT, WEIGHT, LayerGraph, Node
 
 MAX_STEPS = 40_000
 MAX_DEPTH = 40
@@ -63,22 +63,26 @@ class TooLarge(Exception):
     """The reading was given up: more steps, depth or nodes than a static look may cost."""
 
 
-class Return(Exception):
+class ControlFlow(Exception):
+    """Control leaves the statements being read."""
+
+
+class Return(ControlFlow):
     """Control leaves a function."""
 
     def __init__(self, value: Value) -> None:
         self.value = value
 
 
-class _Break(Exception):
+class _Break(ControlFlow):
     pass
 
 
-class _Continue(Exception):
+class _Continue(ControlFlow):
     pass
 
 
-class _Raise(Exception):
+class _Raise(ControlFlow):
     pass
 
 
@@ -392,7 +396,7 @@ class Interp:
         if isinstance(owner, (Instance, Super, ClassValue)):
             return self.table.objects.object_attribute(owner, name)
         if isinstance(owner, Layer):
-            if name in ("weight", "bias"):
+            if name in ("weight", "bias") and owner.kind in (WEIGHT, NORM):
                 return Weight(owner, name)
             if name in owner.attrs:
                 return owner.attrs[name]
@@ -484,7 +488,7 @@ class Interp:
             function = pow if abs(right) <= 64 and abs(left) < 1e6 else None
         if function is None or left is UNKNOWN or right is UNKNOWN:
             return UNKNOWN
-        if isinstance(left, str) and isinstance(op, ast.Mod):
+        if isinstance(left, str) and isinstance(op, ast.Mod) and any(not isinstance(v, _PLAIN) for v in _flat(right)):
             return UNKNOWN
         if isinstance(left, str) and isinstance(op, ast.Mult):
             return UNKNOWN
@@ -609,7 +613,11 @@ class Interp:
         return None
 
     def bind(self, func: FuncValue, args: Sequence[Value], kwargs: dict[str, Value], env: Env) -> None:
-        """Bind parameters: arguments, then defaults, then UNKNOWN."""
+        """Bind parameters: arguments, then defaults, then UNKNOWN.
+
+        A default also stands in for an argument that is given but not known: it is the value that its author thought
+        typical, and the built model, not this reading, decides.
+        """
         spec = func.node.args
         names = [a.arg for a in (*spec.posonlyargs, *spec.args)]
         rest = dict(kwargs)
@@ -622,11 +630,14 @@ class Interp:
         for name in names:
             env.vars.setdefault(name, UNKNOWN)
         for name, value in zip(names, args, strict=False):
-            env.vars[name] = value
+            if value is not UNKNOWN or name not in env.vars:
+                env.vars[name] = value
         known = {*names, *(a.arg for a in spec.kwonlyargs)}
         for name in list(rest):
             if name in known:
-                env.vars[name] = rest.pop(name)
+                value = rest.pop(name)
+                if value is not UNKNOWN or name not in env.vars:
+                    env.vars[name] = value
         for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs):
             if a.annotation is not None and env.vars[a.arg] is UNKNOWN:
                 env.vars[a.arg] = self.from_annotation(a.annotation, outer)

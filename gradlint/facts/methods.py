@@ -103,6 +103,11 @@ class Methods:
                     items, OpenList(args) if isinstance(args, OpenList) else list(args)
                 )
                 return None
+            if name == "__init__" and (base := self.table.objects.layer_base(owner.cls)) is not None:
+                owner.attrs["__layer__"] = self.table.layer(base, args, kwargs, node, Env(owner.cls.module))
+                return None
+            if name == "forward" and isinstance(owner.attrs.get("__layer__"), Layer):
+                return self.table.apply(owner.attrs["__layer__"], args, kwargs, node.lineno)
             if name == "forward" and isinstance(items, Container):
                 return self.table.apply(items, args, kwargs, node.lineno)
             if name in ("load_state_dict", "_load_from_state_dict", "load_weights", "load_pretrained"):

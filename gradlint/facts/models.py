@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from gradlint.facts.interp import Interp, TooLarge, tensors
-from gradlint.facts.module_tree import modules_of, name_paths
+from gradlint.facts.interp import ControlFlow, Interp, TooLarge, tensors
+from gradlint.facts.module_tree import layers_of, modules_of, name_paths
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
 from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains
@@ -54,7 +54,7 @@ def read_models(module: ModuleEnv) -> tuple[ModelFacts, ...]:
         interp = Interp()
         module.evaluator.current = interp.eval
         cls = ClassValue(node, module)
-        if not _interesting(node, cls, interp):
+        if not _interesting(node, cls, interp) or _only_a_base(node, module):
             continue
         facts = _read_class(cls, module, used_by_classes)
         if facts is not None:
@@ -85,6 +85,14 @@ def _interesting(node: ast.ClassDef, cls: ClassValue, interp: Interp) -> bool:
         )
     except (TooLarge, RecursionError):
         return False
+
+
+def _only_a_base(node: ast.ClassDef, module: ModuleEnv) -> bool:
+    """A class that the file derives from and never makes: its subclasses are the models."""
+    if node.name in module.calls:
+        return False
+    bases = (b for other in _classes(module.tree) for b in other.bases)
+    return any(isinstance(b, ast.Name) and b.id == node.name for b in bases)
 
 
 def _read_class(cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]]) -> ModelFacts | None:
@@ -134,11 +142,7 @@ def _forward(
         name_paths(instance)
         interp.nodes.clear()
         run_forward(interp, instance)
-    except (TooLarge, RecursionError):
-        return None
-    except Exception as error:
-        if type(error).__name__ not in ("_Raise", "Return", "_Break", "_Continue"):
-            raise
+    except (TooLarge, RecursionError, ControlFlow):
         return None
     return interp, instance
 
@@ -159,6 +163,27 @@ def run_forward(interp: Interp, module: Value) -> None:
         out = list(tensors(list(result.attrs.values())))
     if out:
         interp.emit(OUTPUT, "output", out)
+
+
+def initialises(module: ModuleEnv, model: ModelFacts, function: str, applied: bool) -> bool:
+    """Whether a function of the file changes a weight of the model: ``model.apply(function)``, ``function(model)``.
+
+    True where the text does not tell.
+    """
+    func = module.lookup(function)
+    cls = module.lookup(model.qualname)
+    if not isinstance(func, FuncValue) or not isinstance(cls, ClassValue):
+        return True
+    interp = Interp()
+    module.evaluator.current = interp.eval
+    try:
+        instance = interp.table.objects.construct(cls, [], {})
+        before = [layer.init for layer in layers_of(instance)]
+        for target in list(modules_of(instance)) if applied else [instance]:
+            interp.call_function(func, [target], {})
+    except (TooLarge, RecursionError, ControlFlow):
+        return True
+    return [layer.init for layer in layers_of(instance)] != before
 
 
 def _inputs(interp: Interp, forward: FuncValue) -> list[Value]:
@@ -193,7 +218,7 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[tuple[list[Value
     """Arguments with which the file itself makes the class, evaluated as far as they are literal."""
     interp = Interp()
     module.evaluator.current = interp.eval
-    for scope, call in _calls(module.tree, cls.node.name):
+    for scope, call in module.calls.get(cls.node.name, ()):
         if scope is not None and any(scope is n for n in ast.walk(cls.node)):
             continue
         env = Env(module)
@@ -202,23 +227,9 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[tuple[list[Value
         try:
             args = [interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred)]
             kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
-        except (TooLarge, RecursionError):
-            continue
-        except Exception as error:
-            if type(error).__name__ != "_Raise":
-                raise
+        except (TooLarge, RecursionError, ControlFlow):
             continue
         yield args, kwargs
-
-
-def _calls(tree: ast.AST, name: str) -> Iterator[tuple[ast.FunctionDef | None, ast.Call]]:
-    todo: list[tuple[ast.AST, ast.FunctionDef | None]] = [(tree, None)]
-    while todo:
-        node, scope = todo.pop()
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
-            yield scope, node
-        inner = node if isinstance(node, ast.FunctionDef) else scope
-        todo.extend((child, inner) for child in ast.iter_child_nodes(node))
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:
@@ -255,7 +266,7 @@ def _read_sequentials(module: ModuleEnv, used: set[tuple[int, int]]) -> Iterator
         interp.nodes.clear()
         try:
             run_forward(interp, container)
-        except (TooLarge, RecursionError):
+        except (TooLarge, RecursionError, ControlFlow):
             continue
         graph = interp.graph()
         kind: Literal["function", "variable"] = "variable" if holder else "function"
@@ -311,16 +322,13 @@ def _containers_of(interp: Interp, module: ModuleEnv, scope: ast.FunctionDef | N
                     env_before = env.vars
                     interp.statement(stmt, env)
                     env.vars = env_before
-    except (TooLarge, RecursionError):
-        pass
-    except Exception as error:
-        if type(error).__name__ not in ("_Raise", "Return", "_Break", "_Continue"):
-            raise
+    except (TooLarge, RecursionError, ControlFlow):
+        pass  # what was made until then counts
     return interp.containers
 
 
 def _function_site(interp: Interp, module: ModuleEnv, scope: ast.FunctionDef) -> tuple[list[Value], dict[str, Value]]:
-    for outer, call in _calls(module.tree, scope.name):
+    for outer, call in module.calls.get(scope.name, ()):
         env = Env(module)
         if outer is not None:
             _literal_locals(outer, env, interp)

@@ -21,14 +21,19 @@ def modules_of(value: Value, seen: set[int] | None = None) -> Iterator[Value]:
 
 def layers_of(value: Value) -> list[Layer]:
     """The leaf layers inside a module."""
-    return [m for m in modules_of(value) if isinstance(m, Layer)]
+    found = []
+    for m in modules_of(value):
+        inner = m.attrs.get("__layer__") if isinstance(m, Instance) else m
+        if isinstance(inner, Layer):
+            found.append(inner)
+    return found
 
 
 def children(value: Value) -> list[tuple[Any, Value]]:
     if isinstance(value, Container):
         pairs = list(zip(value.names, value.items, strict=True))
     elif isinstance(value, Instance):
-        pairs = [(k, v) for k, v in value.attrs.items() if k != "__items__"]
+        pairs = [(k, v) for k, v in value.attrs.items() if k not in ("__items__", "__layer__")]
         items = value.attrs.get("__items__")
         if isinstance(items, Container):
             pairs += list(zip(items.names, items.items, strict=True))
@@ -45,6 +50,8 @@ def name_paths(value: Value, prefix: str = "", seen: set[int] | None = None) -> 
     seen.add(id(value))
     if isinstance(value, Layer):
         value.path = value.path or prefix
+    if isinstance(value, Instance) and isinstance(value.attrs.get("__layer__"), Layer):
+        value.attrs["__layer__"].path = value.attrs["__layer__"].path or prefix
     for key, child in children(value):
         name_paths(child, f"{prefix}.{key}" if prefix else str(key), seen)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 
 from gradlint.facts.values import UNKNOWN, ClassValue, Env, FuncValue, Ref, Value
 
@@ -66,11 +67,18 @@ class ModuleEnv:
         """Whether the file's top level binds ``name``."""
         return name in self._bindings
 
-    def classes(self) -> Iterator[ast.ClassDef]:
-        """The classes defined at the top level, also under ``if`` and ``try``."""
-        for node in self._bindings.values():
-            if isinstance(node, ast.ClassDef):
-                yield node
+    @functools.cached_property
+    def calls(self) -> dict[str, list[tuple[ast.FunctionDef | None, ast.Call]]]:
+        """Calls of plain names anywhere in the file, each with the innermost function around it."""
+        found: dict[str, list[tuple[ast.FunctionDef | None, ast.Call]]] = {}
+        todo: list[tuple[ast.AST, ast.FunctionDef | None]] = [(self.tree, None)]
+        while todo:
+            node, scope = todo.pop()
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found.setdefault(node.func.id, []).append((scope, node))
+            inner = node if isinstance(node, ast.FunctionDef) else scope
+            todo.extend((child, inner) for child in ast.iter_child_nodes(node))
+        return found
 
     def _value(self, node: ast.AST, name: str) -> Value:
         if isinstance(node, ast.ClassDef):

@@ -44,9 +44,12 @@ class Objects:
         base = self.container_base(cls)
         if base is not None:
             instance.attrs["__items__"] = Container(base, [], [], cls.node.lineno, nested=True)
+        layer = self.layer_base(cls)
         init = self.find_method(cls, "__init__")
         if init is not None:
             self.interp.call_function(FuncValue(init.node, init.module, init.env, instance, init.owner), args, kwargs)
+        elif layer is not None:
+            instance.attrs["__layer__"] = self.table.layer(layer, list(args), dict(kwargs), _made_at(cls), Env(cls.module))
         elif base == "Sequential":
             self.table.containers.extend_container(instance.attrs["__items__"], list(args))
         else:
@@ -95,6 +98,18 @@ class Objects:
                     return value.name.rpartition(".")[2]
         return None
 
+    def layer_base(self, cls: ClassValue) -> str | None:
+        """The layer of ``torch.nn`` that the class derives from, if any: ``class CausalConv(nn.Conv1d)``."""
+        for c in self.mro(cls):
+            env = c.env or Env(c.module)
+            for base in c.node.bases:
+                value = self.interp.eval(base, env)
+                if isinstance(value, Ref) and value.name.startswith("torch.nn."):
+                    short = value.name.rpartition(".")[2]
+                    if short in ops.LEAF_LAYERS:
+                        return short
+        return None
+
     def find_method(self, cls: ClassValue, name: str, after: ClassValue | None = None) -> FuncValue | None:
         """The method ``name`` along the project's bases; ``after``: only past that class (``super()``)."""
         started = after is None
@@ -117,6 +132,8 @@ class Objects:
         cls = owner if isinstance(owner, ClassValue) else owner.cls
         if isinstance(owner, Instance) and name in owner.attrs:
             return owner.attrs[name]
+        if isinstance(owner, Instance) and name in ("weight", "bias") and "__layer__" in owner.attrs:
+            return Weight(owner.attrs["__layer__"], name)
         method = self.find_method(cls, name)
         if method is not None:
             return self._bind_method(method, owner)
@@ -175,3 +192,8 @@ def _class_assignment(node: ast.stmt, name: str) -> ast.expr | None:
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
         return node.value
     return None
+
+
+def _made_at(cls: ClassValue) -> ast.Call:
+    """A stand-in for the call that makes a layer, on the line of the class."""
+    return ast.Call(func=ast.Name(cls.node.name), args=[], keywords=[], lineno=cls.node.lineno, col_offset=0)

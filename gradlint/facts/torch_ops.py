@@ -103,6 +103,13 @@ ATTENTION_LAYERS = frozenset(
     ]
 )
 EMBEDDING_LAYERS = frozenset({"Embedding", "EmbeddingBag"})
+LEAF_LAYERS = (
+    frozenset(WEIGHT_LAYERS)
+    | frozenset(ACTIVATION_LAYERS)
+    | frozenset(NORM_LAYERS)
+    | frozenset(TRANSPARENT_LAYERS)
+    | frozenset(EMBEDDING_LAYERS)
+)
 CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
 
 _FUNCTIONAL_ACTIVATIONS = {

@@ -47,6 +47,9 @@ SICK_RHO_W_ADAM = 1e-3
 """Adam divides by the gradient's own size and forgives a decade more than SGD."""
 SICK_PAIR_SGD = 1e-2
 SICK_PAIR = 1e-3
+MIN_DEPTH = 2
+"""Chains of fewer weight layers are of no interest to any rule."""
+
 HEALTHY_RHO = 0.1
 CURE_FACTOR = 10.0
 CURE_CEILING = 100.0
@@ -61,6 +64,7 @@ class ChainView:
     """What the rules ask of a chain, the same for the static and the traced one."""
 
     depth: int
+    sigmoids: int
     family: Family
     activation: str
     plain_depth: int
@@ -71,6 +75,8 @@ class ChainView:
     default_init: bool
     periodic: bool
     input_features: int | None
+    open_ended: bool = False
+    """Some layer was made in a loop whose length the text does not tell: the chain may be longer than it looks."""
     prediction: Prediction | None = None
     square: bool = False
 
@@ -102,6 +108,7 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
     depth = sigmoids + 1 if family == "sigmoid" else chain.depth
     return ChainView(
         depth=depth,
+        sigmoids=sigmoids,
         family=family,
         activation=Counter(acts).most_common(1)[0][0] if acts else "",
         plain_depth=_longest_plain(links) + 1,
@@ -111,6 +118,7 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
         default_init=default_init,
         periodic=any(a in PERIODIC for a in acts),
         input_features=chain.layers[0].fan_in,
+        open_ended=any(layer.attrs.get("uncertain") for layer in chain.layers),
         prediction=_prediction(chain),
         square=len({layer.fan_in for layer in chain.layers[1:]}) == 1 and chain.layers[0].op == "linear",
     )
@@ -152,10 +160,27 @@ def proposes_default(v: ChainView) -> bool:
     return v.family != "sigmoid" and v.default_init and v.plain_depth >= DEFAULT_DEPTH[v.family]
 
 
+def may_be_sigmoid_stack(v: ChainView) -> bool:
+    """As :func:`proposes_sigmoid`, or of a depth that only the built model can tell."""
+    return proposes_sigmoid(v) or (v.open_ended and v.sigmoids > 0 and not v.batch_normed)
+
+
+def may_be_default_stack(v: ChainView) -> bool:
+    """As :func:`proposes_default`, or of a depth that only the built model can tell."""
+    open_plain = v.open_ended and v.depth > 1 and v.sigmoids == 0 and v.norm_links == 0
+    return proposes_default(v) or (open_plain and v.default_init)
+
+
+def worth_a_look(chain: Chain) -> bool:
+    """Whether any rule could speak of the chain: cheaper to ask than :func:`view`."""
+    open_ended = any(layer.attrs.get("uncertain") for layer in chain.layers)
+    return chain.depth >= SIGMOID_DEPTH or (chain.depth >= MIN_DEPTH and open_ended)
+
+
 def predicted_sick(v: ChainView, optimizer: Optimizer) -> bool:
     """Whether the mean-field prediction alone is past the confirmed line."""
     line = SICK_RHO_W_ADAM if optimizer == "adam" else SICK_RHO_W
-    return v.prediction is not None and v.prediction.rho_W < line
+    return not v.open_ended and v.prediction is not None and v.prediction.rho_W < line
 
 
 def fired(m: Mapping[str, Any], optimizer: Optimizer) -> tuple[str, ...]:
