@@ -41,7 +41,10 @@ def test_line_ends_stay(newline: str) -> None:
 
 
 def test_mixed_line_ends_stay_where_they_are() -> None:
-    assert after(b"import torch\r\na()\nb()\r\nc()\n") == b"import torch\r\nb()\r\na()\r\nc()\n"
+    old, new = "import torch\na()\nb()\nc()\nd()\n", "import torch\na()\nx()\nb()\nc()\nd()\n"
+    assert after(b"import torch\r\na()\nb()\r\nc()\r\nd()\n", finding(old, new)) == (
+        b"import torch\r\na()\nx()\r\nb()\r\nc()\r\nd()\n"
+    )
 
 
 def test_encoding_and_byte_order_mark_stay() -> None:

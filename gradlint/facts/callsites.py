@@ -113,6 +113,43 @@ def _block_file(index: ProjectIndex, real: str, text: str, block: re.Match[str])
     return SourceFile(index.shown(real), real, module, "", False, source, tree)
 
 
+@dataclass(frozen=True, eq=False)
+class _Spot:
+    """A call, and where it stands."""
+
+    call: ast.Call
+    parent: ast.AST
+    frame: Frame
+    scope: Scope
+
+
+def _call_table(file: SourceFile) -> dict[str, list[_Spot]]:
+    """All calls of a file by the last name of what they call."""
+    table: dict[str, list[_Spot]] | None = file.__dict__.get("_calls")
+    if table is None:
+        table = file.__dict__["_calls"] = {}
+        _tabulate(table, file, file.tree, Frame(file.tree.body, None, None), file.names.top)
+    return table
+
+
+def _tabulate(table: dict[str, list[_Spot]], file: SourceFile, top: ast.AST, frame: Frame, scope: Scope) -> None:
+    stack: list[ast.AST] = [top]
+    while stack:
+        node = stack.pop()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                inner = Frame(child.body, child, frame, frame.cls)
+                _tabulate(table, file, child, inner, file.names.scopes.get(child, scope))
+            elif isinstance(child, ast.ClassDef):
+                inner = Frame(child.body, None, frame, child)
+                _tabulate(table, file, child, inner, file.names.scopes.get(child, scope))
+            else:
+                if isinstance(child, ast.Call) and isinstance(child.func, (ast.Name, ast.Attribute)):
+                    last = child.func.id if isinstance(child.func, ast.Name) else child.func.attr
+                    table.setdefault(last, []).append(_Spot(child, node, frame, scope))
+                stack.append(child)
+
+
 class _Finder:
     """The calls of one definition in one file."""
 
@@ -127,20 +164,15 @@ class _Finder:
         self._values: dict[str, str] | None = None
 
     def sites(self) -> Iterator[CallSite]:
-        yield from self._walk(self.file.tree, Frame(self.file.tree.body, None, None), self.file.names.top)
-
-    def _walk(self, node: ast.AST, frame: Frame, scope: Scope) -> Iterator[CallSite]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                inner = Frame(child.body, child, frame, frame.cls)
-                yield from self._walk(child, inner, self.file.names.scopes.get(child, scope))
-            elif isinstance(child, ast.ClassDef):
-                inner = Frame(child.body, None, frame, child)
-                yield from self._walk(child, inner, self.file.names.scopes.get(child, scope))
-            else:
-                if isinstance(child, ast.Call) and self._is_target(child.func, scope):
-                    yield self._site(child, node, frame)
-                yield from self._walk(child, frame, scope)
+        """The calls in the order of the text."""
+        table = _call_table(self.file)
+        names = {self.last}
+        if f"{self.last} as " in self.file.text:
+            names.update(table)  # imported under another name
+        for name in sorted(names & table.keys()):
+            for spot in table[name]:
+                if self._is_target(spot.call.func, spot.scope):
+                    yield self._site(spot.call, spot.parent, spot.frame)
 
     def _is_target(self, func: ast.expr, scope: Scope) -> bool:
         if not isinstance(func, (ast.Name, ast.Attribute)):

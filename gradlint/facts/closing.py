@@ -124,8 +124,23 @@ class Closer:
             targets = binding.node.targets if isinstance(binding.node, ast.Assign) else [binding.node.target]  # type: ignore[attr-defined]
             if all(isinstance(t, ast.Name) for t in targets):
                 return value
+        if plain and isinstance(value, ast.Call) and self._makes_tensor(value):
+            return value
         self.used.add(node.id)
         return node
+
+    def _makes_tensor(self, call: ast.Call) -> bool:
+        """``torch.randn(2, 10)``: worth showing instead of the name it is bound to."""
+        head = call.func
+        while isinstance(head, ast.Attribute):
+            head = head.value
+        dotted = self.file.names.qualified(call.func) or ""
+        if not (isinstance(head, ast.Name) and dotted.startswith("torch.") and dotted.count(".") == 1):
+            return False
+        if not all(map(is_literal, call.args)) or not all(is_literal(k.value) for k in call.keywords):
+            return False
+        self.used.add(head.id)
+        return True
 
     def _self(self, attribute: str, frame: Frame, depth: int) -> ast.expr:
         """``self.x`` as the class's constructor sets it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gradlint.report.excerpt import excerpt
 from gradlint.report.style import Style, visible, visible_lines
 from gradlint.report.words import measured_line, reason_lines
 from gradlint.result import RunResult
-from gradlint.rule import Finding
+from gradlint.rule import Finding, Location
+from gradlint.sources.suppress import last_line
 
 Lines = Callable[[str], Sequence[str]]
 """The lines of the file at a path, empty where it cannot be read."""
@@ -48,13 +49,12 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def _block(group: Sequence[Finding], lines: Lines, style: Style) -> list[str]:
     out = [_header(finding, style) for finding in group]
-    shown = set()
+    shown: dict[Location, None] = {finding.location: None for finding in group}
+    for location in shown:
+        out += excerpt(lines(group[0].path), location, style)
+    gutter = max(len(str(last_line(finding.location))) for finding in group) + 1
     for finding in group:
-        if finding.location not in shown:
-            out += excerpt(lines(finding.path), finding.location, style)
-        shown.add(finding.location)
-    for finding in group:
-        out += _body(finding, style, name_it=len(group) > 1)
+        out += _body(finding, style, gutter, name_it=len(group) > 1)
     return out
 
 
@@ -65,36 +65,43 @@ def _header(finding: Finding, style: Style) -> str:
     return f"{style.bold(place)} {style.bold(finding.code)} {finding.name} {paint(f'[{verdict}]')}"
 
 
-def _body(finding: Finding, style: Style, *, name_it: bool) -> list[str]:
+def _body(finding: Finding, style: Style, gutter: int, *, name_it: bool) -> list[str]:
+    """What is wrong and all that is known about it, under a sign that is aligned with the excerpt's bar."""
     judgement = finding.judgement
-    message = judgement.message or finding.message
-    out = _item(f"{finding.code}:" if name_it else "", message, style)
-    inner: list[str] = _item("measured:", measured_line(judgement), style)
-    if judgement.assumed:
-        assumed = ", ".join(f"{name} = {value}" for name, value in judgement.assumed.items())
-        inner += _item("assumed:", assumed, style)
+    indent = " " * gutter + style.cyan("=") + " "
+    inner = indent + "  " if name_it else indent
+    out = _item(indent, f"{finding.code}:" if name_it else "", judgement.message or finding.message, style)
+    for label, text in _details(finding):
+        out += _item(inner, label, text, style)
+    return out
+
+
+def _details(finding: Finding) -> Iterator[tuple[str, str]]:
+    judgement = finding.judgement
+    yield "measured:", measured_line(judgement)
+    yield "assumed:", ", ".join(f"{name} = {value}" for name, value in judgement.assumed.items())
     if judgement.verdict == "unverified":
         reason, advice = reason_lines(judgement)
-        inner += _item("not confirmed:", reason, style) + _item("to have it run:", advice, style)
-    elif judgement.verdict == "refuted":
-        inner += _item("refuted:", judgement.detail, style)
+        yield "not confirmed:", reason
+        yield "to have it run:", advice
     for related in finding.related:
         place = f"line {related.line}" if related.path == finding.path else f"{related.path}:{related.line}"
-        inner += _item(f"{visible(place)}:", related.message, style)
-    inner += _item("help:", judgement.help or finding.help, style)
+        yield f"{visible(place)}:", related.message
+    if judgement.verdict == "refuted":
+        yield "refuted:", judgement.detail
+        return
+    yield "help:", judgement.help or finding.help
     if finding.fix is not None:
         option = "--fix" if finding.fix.applicability == "safe" else "--fix --unsafe-fixes"
-        inner += _item("fix:", f"{finding.fix.description or 'available'}, with {option}", style)
-    return out + inner
+        yield "fix:", f"{finding.fix.description or 'available'}, with {option}"
 
 
-def _item(label: str, text: str, style: Style) -> list[str]:
+def _item(indent: str, label: str, text: str, style: Style) -> list[str]:
     """A labelled paragraph; further lines (code to write, mostly) are indented under it."""
     if not text:
         return []
     first, *rest = visible_lines(text.strip("\n"))
-    head = f"  {style.cyan('=')} {style.bold(label) + ' ' if label else ''}{first}"
-    return [head, *(f"      {line}".rstrip() for line in rest)]
+    return [f"{indent}{style.bold(label) + ' ' if label else ''}{first}", *(f"      {line}".rstrip() for line in rest)]
 
 
 def _plural(count: int, noun: str) -> str:

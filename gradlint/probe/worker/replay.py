@@ -17,6 +17,7 @@ import types
 import warnings
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+import cpu_standins
 import ghost
 import integrity
 import step_patch
@@ -82,7 +83,7 @@ class Program:
         self.roles: Roles = infer(self.trees.values())
         self.flow: Flow = read(self.trees, self.entry, body["lines"])
         self.next_flips: Dict[str, bool] = {}
-        step_patch.install()
+        _install_once()
         step_tolerance.install(lambda name: name in self.trees)
 
     def explore(self, todo: List[Dict[str, bool]], started: float) -> List[Dict[str, Any]]:
@@ -140,6 +141,19 @@ class Program:
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
         tree = rewrite(self.trees[name], roles, keep_main)
         return compile(tree, filename, "exec", dont_inherit=True)
+
+
+class _Installed:
+    """Whether this process has its stand-ins."""
+
+    done = False
+
+
+def _install_once() -> None:
+    if not _Installed.done:
+        _Installed.done = True
+        cpu_standins.install()
+        step_patch.install()
 
 
 def _is_child(roles: Roles, path: str) -> bool:

@@ -45,6 +45,7 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         wanted = set(lines) if name == entry else set()
         reader = _Reader(name, wanted, hot, flow)
         reader.block(tree.body, [])
+        reader.scalers(tree)
     return flow
 
 
@@ -71,6 +72,8 @@ def _called(node: ast.AST) -> Set[str]:
     names: Set[str] = set()
     for child in ast.walk(node):
         if isinstance(child, ast.Call):
+            if isinstance(child.func, ast.Attribute) and child.func.attr in ("train", "eval"):
+                continue  # a mode, not a function of the program
             names.add((dotted(child.func) or "").rsplit(".", 1)[-1])
             names.update(a.id for a in child.args if isinstance(a, ast.Name))
     return names - {""}
@@ -115,6 +118,16 @@ class _Reader:
         self.lines = lines
         self.hot = hot
         self.flow = flow
+
+    def scalers(self, tree: ast.Module) -> None:
+        """Whether a scaler is there, and on, matters for training wherever it is decided."""
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Call, ast.IfExp)) and any(
+                isinstance(n, (ast.Name, ast.Attribute)) and (dotted(n) or "").endswith("GradScaler")
+                for n in ast.walk(node)
+            ):
+                for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                    self.flow.relevant.add((self.module, line))
 
     def block(self, statements: _Block, after: List[_Block]) -> None:
         """``after``: what runs, within the same function and loop, once this block is left."""

@@ -135,8 +135,10 @@ def _clip(
     event["parameters_known"] = known
     event["exhausted"] = iterator and not params
     _describe(recorder, event, params)
-    place = str(event["line"]) if "module" not in event else f"{event['module']}:{event['line']}"
-    recorder.clip_at(place, params, limit if limit is not None else float("inf"), norm_type)
+    places = [str(line) for line in event["lines"]]
+    if "module" in event:
+        places.append(f"{event['module']}:{event['line']}")
+    recorder.clip_at(places, params, limit if limit is not None else float("inf"), norm_type)
     if "clip" in recorder.stubs:
         event["returned"] = None if by_value else saw
         return None if by_value else torch.tensor(saw)

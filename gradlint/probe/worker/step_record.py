@@ -90,6 +90,8 @@ class Recorder:
     call: int = 0
     steps: int = 0
     backwards: int = 0
+    progress: int = 0
+    """Events that change or use gradients; a forward alone trains nothing."""
     loop_count: int = 0
     depth: int = 0
 
@@ -153,13 +155,16 @@ class Recorder:
         module, line, stack = self.where()
         event: Event = {"kind": kind, "line": line, "iteration": 0, "call": self.call, **values}
         event["stack"] = stack
+        event["lines"] = sorted({line for name, line in stack if name == self.entry})
         if module != self.entry:
             event["module"] = module
         event["loops"] = [[loop.module, loop.line, loop.instance, loop.iteration] for loop in self.loops]
         if self.recording:
             self.events.append(event)
-        for loop in self.loops:
-            loop.events += 1
+        if kind != "forward":
+            self.progress += 1
+            for loop in self.loops:
+                loop.events += 1
         if len(self.events) >= MAX_EVENTS:
             raise Stop("events")
         return event
@@ -209,11 +214,15 @@ class Recorder:
         for parameter in parameters:
             self._fresh[id(parameter)] = False
 
-    def clip_at(self, place: str, params: List[torch.Tensor], max_norm: float, norm_type: float) -> None:
-        """Remember a clip by its line. One line may clip parameter by parameter, each on its own."""
+    def clip_at(self, places: Sequence[str], params: List[torch.Tensor], max_norm: float, norm_type: float) -> None:
+        """Remember a clip by its line, and by the lines it was called from.
+
+        One line may clip parameter by parameter, each on its own.
+        """
         self.know(params)
         keys = tuple(self.key(p) for p in params)
-        self._clips.setdefault(place, {})[keys] = _Clip(params, norm_type)
+        for place in places:
+            self._clips.setdefault(place, {})[keys] = _Clip(params, norm_type)
         limit = Limit(keys, max_norm, norm_type)
         if 0.0 < max_norm < float("inf") and keys and limit not in self.met:
             self.met.append(limit)

@@ -66,7 +66,7 @@ class _Writer:
     def __init__(self, roles: Dict[str, str], keep_main: bool) -> None:
         self.roles = roles
         self.keep_main = keep_main
-        self.expressions = _Expressions()
+        self.expressions = _Expressions(keep_main)
 
     def block(self, statements: Sequence[ast.stmt], seen: FrozenSet[str]) -> List[ast.stmt]:
         """The rewritten statements; never empty."""
@@ -282,7 +282,15 @@ class _Writer:
 
 
 class _Expressions(ast.NodeTransformer):
-    """``not x``, ``x is None`` and conditional expressions, so that they know ghosts."""
+    """``not x``, ``x is None`` and conditional expressions, so that they know ghosts; ``__name__`` of a script."""
+
+    def __init__(self, is_main: bool) -> None:
+        self.is_main = is_main
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == "__name__" and self.is_main:
+            return _at(_text("__main__"), node)
+        return node
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         self.generic_visit(node)

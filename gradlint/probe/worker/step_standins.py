@@ -24,8 +24,9 @@ class StandInModel(torch.nn.Module):
             self.first = torch.nn.Linear(WIDTH, WIDTH)
             self.second = torch.nn.Linear(WIDTH, 2)
         for child in children:
-            if not hasattr(type(self), child) and child not in self._modules:
-                self.add_module(child, StandInModel(f"{name}.{child}"))
+            if not hasattr(type(self), child):
+                # not add_module: it refuses names that __getattr__ answers
+                self._modules.setdefault(child, StandInModel(f"{name}.{child}"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """A ghost tensor; a plain ghost where gradients are off."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import sys
 import time
 from argparse import ArgumentParser, Namespace
+from types import FrameType
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
-from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost
+from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost, world
 from step_patch import ASSUMED_LR, Hooks, parameter_list
 
 
@@ -35,6 +37,7 @@ def install(is_user_module: Callable[[str], bool]) -> None:
     _tolerant_schedulers()
     _tolerant_loader()
     _tolerant_arguments()
+    _tolerant_scaler()
     _harmless()
 
 
@@ -223,6 +226,34 @@ def _tolerant_arguments() -> None:
     ArgumentParser.parse_known_args = parse_known  # type: ignore[assignment]
 
 
+# loss scaling
+
+
+def _tolerant_scaler() -> None:
+    kind = torch.amp.GradScaler
+    real = kind.__init__
+
+    @functools.wraps(real)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        enabled = kwargs.get("enabled", True)
+        if isinstance(enabled, Ghost):
+            kwargs["enabled"] = _asked_by_user(enabled)
+        plain = {k: v for k, v in kwargs.items() if not isinstance(v, Ghost)}
+        real(self, *[a for a in args if not isinstance(a, Ghost)], **plain)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+
+
+def _asked_by_user(ghost: Ghost) -> bool:
+    """The truth of a ghost as a guard on the line of the user's call."""
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None:
+        if Hooks.recorder is not None and frame.f_code.co_filename in Hooks.recorder.files:
+            return world().truth(ghost, frame)
+        frame = frame.f_back
+    return True
+
+
 # the rest
 
 
@@ -296,7 +327,5 @@ def start(seed: int = 0) -> None:
 
 
 def _numpy() -> Optional[Any]:
-    import sys
-
     return sys.modules.get("numpy")
 

@@ -117,7 +117,7 @@ class RunWorld(World):
 
     def progress(self) -> int:
         """Events so far."""
-        return len(self.recorder.events)
+        return self.recorder.progress
 
     # ghosts that turn out to be something
 
@@ -156,7 +156,7 @@ class RunWorld(World):
         """``model.encoder`` of a stand-in model: registered in it from now on."""
         parent, name = owner.gl_extra, owner.gl_name.rsplit(".", 1)[-1]
         if name not in parent._modules and hasattr(parent, "gl_name"):
-            parent.add_module(name, self.standins.model(owner.gl_name))
+            parent._modules[name] = self.standins.model(owner.gl_name)
         child = parent._modules.get(name)
         return child if child is not None else parent
 
