@@ -21,6 +21,9 @@ from gradlint.sources.text import Problem, decode, parse, read, too_deep
 
 Shape = tuple[int, ...]
 
+MAX_HELD = 20
+"""Parsed files that one process keeps: a tree takes about a megabyte."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -58,12 +61,15 @@ class Analyst:
 
     def analyse(self, path: str, data: bytes | None = None) -> Analysis:
         """Read the file (or take ``data`` for it) and find its candidates. Never raises on what a file holds."""
+        if self.index.held > MAX_HELD:
+            self.project.forget()
         source = read(path) if data is None else decode(path, data)
         if source is None:
             return Analysis(path, considered=False)
         if isinstance(source, Problem):
             return Analysis(path, problem=source)
-        tree = parse(source)
+        file = self.index.parse(path)
+        tree = file.tree if file is not None and file.text == source.text else parse(source)
         suppressions = read_suppressions(source.text)
         if isinstance(tree, Problem):
             return Analysis(path, source.text, suppressions=suppressions, problem=tree)

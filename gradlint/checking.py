@@ -180,9 +180,13 @@ def _rewritten(findings: Sequence[Finding], request: Request, stdin: Stdin | Non
 
 def _print_diff(findings: Sequence[Finding], request: Request, stdin: Stdin | None) -> None:
     on_terminal = sys.stdout.isatty()
-    for rewritten in _rewritten(findings, request, stdin):
+    changed = _rewritten(findings, request, stdin)
+    for rewritten in changed:
         for line in rewrite.diff(rewritten):
             _write(sys.stdout, visible(line.rstrip("\r\n")) + "\n" if on_terminal else line)
+    left = len(findings) - sum(len(rewritten.applied) for rewritten in changed)
+    if left:
+        _say([f"{left} of {len(findings)} findings have no fix to show: run without --diff to read them"])
 
 
 def _write_report(

@@ -6,6 +6,7 @@ The remedies themselves are made in :mod:`gradlint.move`, which needs libcst and
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -62,7 +63,7 @@ def apply(text: str, changes: Sequence[Edit]) -> str:
     Raises ValueError where two edits overlap.
     """
     spans = _spans(text, changes)
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, end, _), (start, _, _) in itertools.pairwise(spans):
         if start < end:
             raise ValueError("the edits overlap")
     for start, end, content in reversed(spans):
@@ -106,6 +107,4 @@ def _spans(text: str, changes: Sequence[Edit]) -> list[tuple[int, int, str]]:
             raise ValueError(f"the text has no line {line}")
         return min(starts[line - 1] + column - 1, len(text))
 
-    return sorted(
-        (offset(e.line, e.column), offset(e.end_line, e.end_column), e.content) for e in changes
-    )
+    return sorted((offset(e.line, e.column), offset(e.end_line, e.end_column), e.content) for e in changes)

@@ -15,28 +15,24 @@ from collections.abc import Iterator, Mapping, Sequence
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
-from gradlint.move_names import binds, callee, count, covers, leaves, reads, survivors
+from gradlint.move_names import binds, callee, count, covers, leaves, reads
+from gradlint.move_write import Block, Insertion, Writer
 from gradlint.rule import Location, SourceEdit
 
-_Block = cst.Module | cst.IndentedBlock
-_Line = cst.SimpleStatementLine
 _TOUCHING = frozenset(
-    "step first_step second_step unscale_ unscale "
-    "register_hook all_reduce reduce_gradients synchronize".split()
+    [
+        "step",
+        "first_step",
+        "second_step",
+        "unscale_",
+        "unscale",
+        "register_hook",
+        "all_reduce",
+        "reduce_gradients",
+        "synchronize",
+    ]
 )
 """Calls that read or write gradients: a move across them is not known to be safe."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Insertion:
-    """Where the moved statements go: before ``block.body[index]``, with an ``unscale_`` of its own if needed."""
-
-    block: _Block
-    index: int
-    unscale: str = ""
-    nested: bool = False
-    bare: bool = False
-    """Without the ``if`` around: the guard it goes into has the same condition."""
 
 
 class _Refused(Exception):
@@ -84,7 +80,8 @@ class _Mover:
         self.check(moved, insertions)
         safe = all(self.understood(node) for node in self.crossed if node not in moved)
         safe = safe and not any(insertion.unscale or insertion.nested for insertion in insertions)
-        return self.write(block, holder, remainder, moved, insertions, safe)
+        writer = Writer(self.text, self.module, self.ranges, holder)
+        return writer.write(block, remainder, moved, insertions, "safe" if safe else "unsafe")
 
     # -- where things stand
 
@@ -96,7 +93,7 @@ class _Mover:
     def holds(self, node: cst.CSTNode, places: Sequence[Location]) -> bool:
         return any(self.contains(node, place) for place in places)
 
-    def meet(self, block: _Block, what: Location, after: Sequence[Location]) -> tuple[_Block, int]:
+    def meet(self, block: Block, what: Location, after: Sequence[Location]) -> tuple[Block, int]:
         """The innermost block in which the call and the calls it goes after stand in different statements."""
         for index, child in enumerate(block.body):
             if not self.contains(child, what):
@@ -182,8 +179,8 @@ class _Mover:
     # -- where the call goes
 
     def plan(
-        self, block: _Block, low: int, after: Sequence[Location], before: Sequence[Location], holder: cst.CSTNode | None
-    ) -> list[_Insertion]:
+        self, block: Block, low: int, after: Sequence[Location], before: Sequence[Location], holder: cst.CSTNode | None
+    ) -> list[Insertion]:
         """After the last backward ahead of the first step; the statements passed on the way are noted as crossed."""
         backward = [k for k in range(low, len(block.body)) if self.holds(block.body[k], after)]
         steps = [k for k in range(low, len(block.body)) if self.holds(block.body[k], before)]
@@ -198,9 +195,9 @@ class _Mover:
         self.crossed.append(block.body[last])
         return self.between(block, last + 1, first, before, holder)
 
-    def inside(self, node: cst.CSTNode, after: Sequence[Location], before: Sequence[Location]) -> list[_Insertion]:
+    def inside(self, node: cst.CSTNode, after: Sequence[Location], before: Sequence[Location]) -> list[Insertion]:
         """Into a compound statement that holds the backward and the step."""
-        found: list[_Insertion] = []
+        found: list[Insertion] = []
         for inner in _blocks(node):
             if self.holds(inner, after) != self.holds(inner, before):
                 raise _Refused
@@ -211,27 +208,25 @@ class _Mover:
         return [dataclasses.replace(insertion, nested=True) for insertion in found]
 
     def between(
-        self, block: _Block, low: int, step: int, before: Sequence[Location], holder: cst.CSTNode | None
-    ) -> list[_Insertion]:
+        self, block: Block, low: int, step: int, before: Sequence[Location], holder: cst.CSTNode | None
+    ) -> list[Insertion]:
         """Directly behind the backward if the step is in the same block; else into the guard of the step."""
         for k in range(step - 1, low - 1, -1):
             if self.mentions_unscale(block.body[k]):
                 self.crossed.extend(block.body[low : k + 1])
-                return [_Insertion(block, k + 1, nested=not isinstance(block.body[k], _Line))]
+                return [Insertion(block, k + 1, nested=not isinstance(block.body[k], cst.SimpleStatementLine))]
         if step >= len(block.body):
             if self.scaled:
                 raise _Refused
-            return [_Insertion(block, low)]
+            return [Insertion(block, low)]
         target = block.body[step]
-        if isinstance(target, _Line):
-            return [_Insertion(block, low, unscale=self.unscale(target, before))]
-        if isinstance(target, cst.If) and not self.scaled and not self.mentions_unscale(target):
-            same = isinstance(holder, cst.If) and self.code(holder.test) == self.code(target.test)
-            if same or self.every_branch(target, before):
-                return [_Insertion(block, low)]
+        if isinstance(target, cst.SimpleStatementLine):
+            return [Insertion(block, low, unscale=self.unscale(target, before))]
+        plain = not self.scaled and not self.mentions_unscale(target)
+        if plain and (self.same_guard(holder, target) or self.every_branch(target, before)):
+            return [Insertion(block, low)]
         self.crossed.extend(block.body[low:step])
-        bare = isinstance(target, cst.If) and isinstance(holder, cst.If)
-        bare = bare and self.code(holder.test) == self.code(target.test)  # type: ignore[union-attr]
+        bare = self.same_guard(holder, target)
         found = [
             insertion
             for inner in _blocks(target)
@@ -242,17 +237,17 @@ class _Mover:
             raise _Refused
         return [dataclasses.replace(insertion, nested=True, bare=bare) for insertion in found]
 
-    def ahead(self, block: _Block, before: Sequence[Location]) -> list[_Insertion]:
+    def ahead(self, block: Block, before: Sequence[Location]) -> list[Insertion]:
         """Directly ahead of the step in its block."""
         step = next(k for k, child in enumerate(block.body) if self.holds(child, before))
         target = block.body[step]
-        if isinstance(target, _Line):
+        if isinstance(target, cst.SimpleStatementLine):
             for k in range(step - 1, -1, -1):
                 if self.mentions_unscale(block.body[k]):
                     self.crossed.extend(block.body[: k + 1])
-                    return [_Insertion(block, k + 1)]
+                    return [Insertion(block, k + 1)]
             self.crossed.extend(block.body[:step])
-            return [_Insertion(block, step, unscale=self.unscale(target, before))]
+            return [Insertion(block, step, unscale=self.unscale(target, before))]
         return self.between(block, 0, step, before, None)
 
     def unscale(self, line: cst.SimpleStatementLine, before: Sequence[Location]) -> str:
@@ -273,19 +268,26 @@ class _Mover:
     def mentions_unscale(self, node: cst.CSTNode) -> bool:
         return any(isinstance(n, ast.Attribute) and n.attr == "unscale_" for n in ast.walk(self.tree(node)))
 
-    def every_branch(self, node: cst.If, before: Sequence[Location]) -> bool:
-        branch: cst.If | cst.Else | None = node
+    def same_guard(self, holder: cst.CSTNode | None, target: cst.CSTNode) -> bool:
+        """Whether the call and the step stand under an ``if`` with the same condition."""
+        if not isinstance(holder, cst.If) or not isinstance(target, cst.If) or target.orelse is not None:
+            return False
+        return self.code(holder.test) == self.code(target.test)
+
+    def every_branch(self, node: cst.CSTNode, before: Sequence[Location]) -> bool:
+        """Whether the step is in each branch of an ``if`` with an ``else``."""
+        branch = node if isinstance(node, cst.If) else None
         while branch is not None:
             if not self.holds(branch.body, before):
                 return False
-            if isinstance(branch, cst.Else):
-                return True
+            if isinstance(branch.orelse, cst.Else):
+                return self.holds(branch.orelse.body, before)
             branch = branch.orelse
         return False
 
     # -- what it takes along and what it may not cross
 
-    def carry(self, block: _Block, index: int, moved: cst.BaseStatement) -> list[cst.BaseStatement]:
+    def carry(self, block: Block, index: int, moved: cst.BaseStatement) -> list[cst.BaseStatement]:
         """The crossed statements of the block that need the call's result, in order."""
         result = binds(self.tree(moved))
         carried: list[cst.BaseStatement] = []
@@ -300,7 +302,7 @@ class _Mover:
                 result |= binds(tree)
         return carried
 
-    def check(self, moved: Sequence[cst.BaseStatement], insertions: Sequence[_Insertion]) -> None:
+    def check(self, moved: Sequence[cst.BaseStatement], insertions: Sequence[Insertion]) -> None:
         trees = [self.tree(node) for node in moved]
         needed = {name for tree in trees for name in reads(tree)}
         bound = {name for tree in trees for name in binds(tree)}
@@ -334,91 +336,6 @@ class _Mover:
                     return False
         return True
 
-    # -- the new text
-
-    def write(
-        self,
-        block: _Block,
-        holder: cst.BaseStatement,
-        remainder: cst.SimpleStatementLine | None,
-        moved: Sequence[cst.BaseStatement],
-        insertions: Sequence[_Insertion],
-        safe: bool,
-    ) -> SourceEdit:
-        bodies = {block: self.without(block, holder, remainder, moved)}
-        placed: list[tuple[cst.CSTNode, int]] = []
-        for insertion in reversed(insertions):
-            body = bodies.setdefault(insertion.block, [_Kept(k, c, None) for k, c in enumerate(insertion.block.body)])
-            at = sum(1 for op in body if isinstance(op, _Kept) and op.index < insertion.index)
-            new: list[cst.CSTNode | _Kept] = []
-            if insertion.unscale:
-                new.append(cst.parse_statement(insertion.unscale, config=self.module.config_for_parsing))
-            for node in moved:
-                new.extend(self.copies(node, holder, insertion, placed))
-            body[at:at] = new
-        result = self.module.visit(_Replace(bodies))
-        assert isinstance(result, cst.Module)
-        return self.finished(result, placed, safe)
-
-    def without(
-        self,
-        block: _Block,
-        holder: cst.BaseStatement,
-        remainder: cst.SimpleStatementLine | None,
-        moved: Sequence[cst.BaseStatement],
-    ) -> list[cst.CSTNode | _Kept]:
-        """The block without the moved statements; blank lines and comments that are not theirs stay."""
-        kept: list[cst.CSTNode | _Kept] = []
-        spare: list[cst.EmptyLine] = []
-        for index, child in enumerate(block.body):
-            if child is holder and remainder is not None:
-                kept.append(remainder)
-            elif child is holder or child in moved:
-                spare.extend(_split_lead(child)[0])
-            else:
-                kept.append(_Kept(index, child, _joined(spare, child) if spare else None))
-                spare = []
-        return kept
-
-    def copies(
-        self,
-        node: cst.BaseStatement,
-        holder: cst.BaseStatement,
-        insertion: _Insertion,
-        placed: list[tuple[cst.CSTNode, int]],
-    ) -> list[cst.CSTNode]:
-        """A moved statement as it is inserted; with the line it had before noted in ``placed``."""
-        origin = self.start(node if node in self.ranges else holder)[0]
-        if insertion.bare and node is holder:
-            inner = self.guarded(node)
-            clones = [part.deep_clone() for part in inner]
-            lines = [self.start(part)[0] if part in self.ranges else origin for part in inner]
-            placed.extend(zip(clones, lines, strict=True))
-            return list(clones)
-        clone = node.with_changes(leading_lines=_split_lead(node)[1]).deep_clone()
-        placed.append((clone, origin))
-        return [clone]
-
-    def guarded(self, node: cst.BaseStatement) -> list[cst.BaseStatement]:
-        """The statements under the ``if`` that is moved."""
-        if isinstance(node, cst.If) and isinstance(node.body, cst.IndentedBlock):
-            return list(node.body.body)
-        if isinstance(node, cst.If) and isinstance(node.body, cst.SimpleStatementSuite):
-            return [cst.SimpleStatementLine(node.body.body)]
-        return [node]
-
-    def finished(self, module: cst.Module, placed: Sequence[tuple[cst.CSTNode, int]], safe: bool) -> SourceEdit:
-        text = module.code
-        ast.parse(text)
-        ranges = MetadataWrapper(module, unsafe_skip_copy=True).resolve(PositionProvider)
-        line_map: dict[int, int] = {}
-        for node, origin in placed:
-            span = ranges[node]
-            for k in range(span.end.line - span.start.line + 1):
-                line_map[span.start.line + k] = origin + k
-        line_map = survivors(self.text, text, line_map)
-        return SourceEdit(text, "safe" if safe else "unsafe", "move the clip to after the backward", line_map)
-
     def code(self, node: cst.CSTNode) -> str:
         return self.module.code_for_node(node)
 
@@ -427,41 +344,6 @@ class _Mover:
         if isinstance(node, cst.BaseCompoundStatement | cst.SimpleStatementLine):
             node = node.with_changes(leading_lines=[])
         return ast.parse(textwrap.dedent(self.code(node)).strip("; \t"))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """A statement that stays in its block, with other lines above it if ``lead`` is given."""
-
-    index: int
-    node: cst.CSTNode
-    lead: Sequence[cst.EmptyLine] | None
-
-
-class _Replace(cst.CSTTransformer):
-    """Gives blocks a new body; what is kept is kept as its own blocks were changed."""
-
-    def __init__(self, bodies: Mapping[_Block, Sequence[cst.CSTNode | _Kept]]) -> None:
-        super().__init__()
-        self.bodies = bodies
-
-    def leave_IndentedBlock(self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock) -> cst.BaseSuite:
-        return updated_node.with_changes(body=self.body(original_node, updated_node))
-
-    def leave_Module(self, original_node: cst.Module, updated_node: cst.Module) -> cst.Module:
-        return updated_node.with_changes(body=self.body(original_node, updated_node))
-
-    def body(self, original: _Block, updated: _Block) -> Sequence[cst.CSTNode]:
-        if original not in self.bodies:
-            return updated.body
-        body: list[cst.CSTNode] = []
-        for op in self.bodies[original]:
-            if not isinstance(op, _Kept):
-                body.append(op)
-                continue
-            node = updated.body[op.index]
-            body.append(node if op.lead is None else node.with_changes(leading_lines=op.lead))
-        return body
 
 
 def _blocks(node: cst.CSTNode, functions: bool = False) -> Iterator[cst.IndentedBlock]:
@@ -477,24 +359,6 @@ def _blocks(node: cst.CSTNode, functions: bool = False) -> Iterator[cst.Indented
             yield from _blocks(part, functions)
     for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
         yield from _blocks(part, functions)
-
-
-def _split_lead(node: cst.CSTNode) -> tuple[list[cst.EmptyLine], list[cst.EmptyLine]]:
-    """The lines above a statement: those that stay, and the comments directly on top of it, which go with it."""
-    lines = list(getattr(node, "leading_lines", ()))
-    own = len(lines)
-    while own and lines[own - 1].comment is not None:
-        own -= 1
-    return lines[:own], lines[own:]
-
-
-def _joined(spare: Sequence[cst.EmptyLine], node: cst.CSTNode) -> list[cst.EmptyLine]:
-    """Lines that lost their statement, ahead of the next one's, without a doubled blank line."""
-    lines = list(getattr(node, "leading_lines", ()))
-    spare = list(spare)
-    if lines and lines[0].comment is None and spare and spare[-1].comment is None:
-        spare.pop()
-    return [*spare, *lines]
 
 
 _DEFAULT = cst.MaybeSentinel.DEFAULT

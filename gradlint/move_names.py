@@ -87,7 +87,7 @@ def survivors(old: str, new: str, moved: Mapping[int, int]) -> dict[int, int]:
 
 
 def _chain(expr: ast.expr) -> str | None:
-    parts = []
+    parts: list[str] = []
     while isinstance(expr, (ast.Attribute, ast.Subscript)):
         if isinstance(expr, ast.Subscript):
             parts.clear()
@@ -100,8 +100,8 @@ def _chain(expr: ast.expr) -> str | None:
 
 
 def _comprehended(tree: ast.AST) -> set[str]:
-    inside = set()
-    outside = set()
+    inside: set[str] = set()
+    outside: set[str] = set()
     own = {
         id(name)
         for node in ast.walk(tree)

@@ -65,18 +65,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.cfg import Node, solve
 from gradlint.facts.remedies import move_after
+from gradlint.facts.step_trace import TOLERANCE, ClipRun, ran_without_step, worst_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_states import Turn, common_frame, place_in, turn_of
 from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
-
-TOLERANCE = 1.01
-"""The norm at the step may exceed the limit by this factor: clip_grad_norm_ divides by the norm plus 1e-6, in float32."""
 
 _States = frozenset[str]
 
@@ -318,16 +316,18 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     data = measurement.data
     kind = "replica" if data.get("kind") == "replica" else "replay"
     assumed = data.get("assumed", {})
-    as_written = _worst(data.get("paths", ()), candidate.facts["line"])
+    as_written = worst_run(data.get("paths", ()), candidate.facts["line"])
     common: dict[str, Any] = {"kind": kind, "assumed": assumed}
+    if as_written is None and ran_without_step(data.get("paths", ()), candidate.facts["line"]):
+        return Judgement("refuted", detail="no step of its iteration follows the clip", **common)
     if as_written is None:
         return Judgement("unverified", reason="not-sliced", detail="the clip did not run in the replay", **common)
     measured = _measured(as_written)
-    common |= {"measured": measured, "threshold": {"norm_at_step": TOLERANCE * as_written.limit}}
+    common |= {"measured": measured, "threshold": {"norm_at_step": _short(TOLERANCE * as_written.limit)}}
     if not as_written.early or not as_written.missed:
         return Judgement("refuted", detail="the gradients were clipped when they reached the step", **common)
     lines = [int(line) for line in candidate.facts["edited_lines"]]
-    found = [_worst(data.get("edited_paths", ()), line) for line in lines]
+    found = [worst_run(data.get("edited_paths", ()), line) for line in lines]
     after = [one for one in found if one is not None]
     if not lines:
         detail = "the fault was measured, but gradlint could not write the remedy itself"
@@ -335,90 +335,18 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if not after:
         return Judgement("unverified", reason="not-sliced", detail="the moved clip did not run in the replay", **common)
     worst = max(after, key=lambda one: one.at_step)
-    after_remedy = {"norm_at_step": worst.at_step}
+    after_remedy = {"norm_at_step": _short(worst.at_step)}
     if worst.missed:
         detail = "moving the clip did not help: something else keeps it from acting"
         return Judgement("refuted", after_remedy=after_remedy, detail=detail, **common)
     return Judgement("confirmed", after_remedy=after_remedy, message=_story(candidate, as_written), **common)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What one iteration of a replay showed of one clip."""
-
-    saw: float
-    returned: float | None
-    at_step: float
-    """Norm, over the clipped parameters, that the optimizer met; infinite if the clip raised instead."""
-    limit: float
-    norm_type: float
-    early: bool
-    """Whether no backward of the iteration came ahead of the clip, and one came after it (or the clip raised)."""
-    error: str | None
-    iterations: int
-    guards: Mapping[str, bool]
-
-    @property
-    def missed(self) -> bool:
-        return self.error is not None or self.at_step > TOLERANCE * self.limit
-
-    @property
-    def excess(self) -> tuple[bool, float]:
-        return self.early, math.inf if self.error else self.at_step / self.limit if self.limit else math.inf
-
-
-def _worst(paths: Sequence[Mapping[str, Any]], line: int) -> _Run | None:
-    """The worst run of the clip on ``line`` over all paths; of iterations 2 and 3 where there are any."""
-    runs = [run for path in paths for run in _settled(list(_runs(path, line)))]
-    return max(runs, key=lambda run: run.excess, default=None)
-
-
-def _settled(runs: list[_Run]) -> list[_Run]:
-    """Without the first iteration, in which no earlier gradient exists, if others follow."""
-    counted = [dataclasses.replace(run, iterations=len(runs)) for run in runs]
-    return counted[1:] or counted
-
-
-def _runs(path: Mapping[str, Any], line: int) -> Iterator[_Run]:
-    """One run for each iteration of a path in which the clip on ``line`` ran and a step, or an error, came after."""
-    turns: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
-    for event in path.get("events", ()):
-        turns.setdefault((event.get("call"), event["iteration"]), []).append(event)
-    for events in turns.values():
-        at = next((k for k, e in enumerate(events) if e["kind"] == "clip" and _is_at(e, line)), None)
-        if at is None:
-            continue
-        clip, rest = events[at], events[at + 1 :]
-        step = next((e for e in rest if e["kind"] == "step" and str(line) in e.get("norms", {})), None)
-        error = clip.get("error")
-        if step is None and error is None:
-            continue
-        ahead = any(e["kind"] == "backward" for e in events[:at])
-        until = rest[: rest.index(step)] if step else rest
-        follows = any(e["kind"] == "backward" for e in until) or (error is not None and step is None)
-        norms = (step.get("norms_unscaled") or step["norms"]) if step else {}
-        yield _Run(
-            saw=float(clip["saw"]),
-            returned=None if clip.get("returned") is None else float(clip["returned"]),
-            at_step=float(norms[str(line)]) if step else math.inf,
-            limit=math.inf if clip.get("max_norm") is None else float(clip["max_norm"]),
-            norm_type=float(clip.get("norm_type", 2.0)),
-            early=follows and not ahead,
-            error=error,
-            iterations=1,
-            guards=path.get("guards", {}),
-        )
-
-
-def _is_at(event: Mapping[str, Any], line: int) -> bool:
-    return int(event["line"]) == line and "module" not in event
-
-
-def _measured(run: _Run) -> dict[str, Any]:
+def _measured(run: ClipRun) -> dict[str, Any]:
     numbers: dict[str, Any] = {
-        "clip_saw": run.saw,
-        "clip_returned": run.returned,
-        "norm_at_step": run.at_step if math.isfinite(run.at_step) or run.error is None else None,
+        "clip_saw": _short(run.saw),
+        "clip_returned": None if run.returned is None else _short(run.returned),
+        "norm_at_step": None if run.error and math.isinf(run.at_step) else _short(run.at_step),
         "max_norm": run.limit,
         "norm_type": run.norm_type,
         "iterations": run.iterations,
@@ -426,14 +354,19 @@ def _measured(run: _Run) -> dict[str, Any]:
     return numbers | ({"error": run.error} if run.error else {})
 
 
-def _story(candidate: Candidate, run: _Run) -> str:
+def _short(number: float) -> float:
+    """Six digits: the rest is float32 noise."""
+    return float(f"{number:.6g}")
+
+
+def _story(candidate: Candidate, run: ClipRun) -> str:
     """The candidate's message, with the branch on which the fault was seen."""
     if run.error:
         return f"{candidate.message}; the call raises {run.error}"
     if not run.guards:
         return candidate.message
-    branch = ", ".join(f"line {line} {'taken' if taken else 'not taken'}" for line, taken in run.guards.items())
-    return f"{candidate.message} (seen with the condition on {branch})"
+    branches = ", ".join(f"{line} {'true' if taken else 'false'}" for line, taken in run.guards.items())
+    return f"{candidate.message} (seen with the conditions on lines: {branches})"
 
 
 RULE = Rule(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
 
 Golden = Callable[[str, str], None]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,6 +43,7 @@ def golden(update_golden: bool) -> Golden:
 def gradlint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in a process of its own, in an empty folder, without the configuration of whoever tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder = tmp_path / "work"
     folder.mkdir()
 

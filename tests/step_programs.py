@@ -648,7 +648,7 @@ R|            torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 0.5)
         """
 import random
 import torch
-def train(input_tensor, target_tensor, encoder, decoder, encoder_optimizer, decoder_optimizer, criterion, max_length=10):
+def train(input_tensor, target_tensor, encoder, decoder, encoder_optimizer, decoder_optimizer, criterion):
     encoder_hidden = encoder.initHidden()
     encoder_optimizer.zero_grad()
     decoder_optimizer.zero_grad()

@@ -402,3 +402,115 @@ def make(model, optimizer):
         return loss
     return step
 """
+
+WRONG["meters and a warm-up of the loss"] = """
+import time
+import torch
+import torch.nn as nn
+def train_model(loader, model, optimizer, scheduler, epoch, args):
+    batch_time, losses = AverageMeter(), AverageMeter()
+    t_start = time.time()
+    for batch_ind, batch_v in enumerate(loader):
+        ens = run_ensemble(model, batch_v, args)
+        ignore_first = args.ignore_first if args.warm_up else 0
+        loss = torch.mean((ens[ignore_first:] - batch_v[ignore_first:]) ** 2)
+        losses.update(loss.item(), batch_v.shape[0])
+        # optimisation
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # GL101
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        batch_time.update(time.time() - t_start)
+        if (batch_ind + 1) % args.print_batch == 0:
+            print(f"{epoch} {batch_time.avg:.3f} {losses.avg:.3f} {optimizer.param_groups[0]['lr']:.2e}")
+    scheduler.step()
+"""
+
+WRONG["only for one kind of model"] = """
+import torch
+for epoch in range(num_epochs):
+    for i, (images, labels) in enumerate(train_loader):
+        assert images.shape[1] == channels, f"expected {channels} channels"
+        outputs = model(images)
+        loss = criterion(outputs, labels[:, :2])
+        if model_name == "ViT":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # GL101
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"Epoch [{epoch + 1}/{num_epochs}], Loss: {loss.item():.4f}")
+"""
+
+WRONG["helpers with plain names before it"] = """
+import torch
+from tools import gather_walks
+def train(predictor, optimizer, edges, graph):
+    for perm in DataLoader(range(edges.size(1)), 64):
+        optimizer.zero_grad()
+        x, ind = gather_walks(edges[:, perm], graph)
+        pred = predictor.forward(x, ind)
+        loss = torch.nn.BCEWithLogitsLoss()(pred, label[perm])
+        torch.nn.utils.clip_grad_norm_(predictor.parameters(), max_norm=1.0)  # GL101
+        loss.backward()
+        optimizer.step()
+"""
+
+WRONG["timers around the parts"] = """
+import time
+import torch
+for i in range(max_epochs):
+    for x, y in train_loader:
+        tick = time.time()
+        logits, loss = model(x, y)
+        forward_time += time.time() - tick
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # GL101
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        accuracy.append((torch.argmax(logits, dim=-1) == y).float().mean().item())
+        optimizer.step()
+    lr_sched.step()
+"""
+
+WRONG["sparse autoencoder with a try around the data"] = """
+import torch as t
+from torch import nn, optim
+def train_sae(model, sae, steps, log_freq, batch_size):
+    optimizer = optim.Adam(sae.parameters(), lr=1e-3)
+    for step in range(steps):
+        try:
+            batch = generate_activations(model, batch_size=batch_size).to(device)
+        except Exception as error:
+            print(error)
+            continue
+        optimizer.zero_grad()
+        loss, l_reconstruction, l_sparsity, acts, h = sae(batch)
+        nn.utils.clip_grad_norm_(sae.parameters(), max_norm=1.0)  # GL101
+        loss.backward()
+        optimizer.step()
+        with t.no_grad():
+            explained = 1 - t.sum((batch - h) ** 2) / t.sum(batch ** 2)
+        if step % log_freq == 0:
+            print(loss.item(), explained.item())
+"""
+
+WRONG["Adam first, then LBFGS with a closure"] = """
+import torch.nn as nn
+from torch import optim
+def fit(model, x):
+    optimizer = optim.Adam(model.parameters())
+    for epoch in range(100):
+        optimizer.zero_grad()
+        loss = residual(model, x).pow(2).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+        optimizer.step()
+    def closure():
+        optimizer.zero_grad()
+        loss = residual(model, x).pow(2).mean()
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # GL101
+        loss.backward()
+        return loss
+    optimizer = optim.LBFGS(model.parameters(), max_iter=500)
+    optimizer.step(closure)
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gradlint.probe import client as client_module
+from gradlint.probe import process as process_module
 from gradlint.probe.client import ProbeClient, Request
 from gradlint.probe.policy import choose_python, vet
 from gradlint.rule import Measurement
@@ -107,7 +109,7 @@ def test_what_is_no_interpreter_is_said_in_one_line(python: str, part: str) -> N
 
 
 def test_an_interpreter_that_hangs_is_given_up(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "HELLO_SECONDS", 0.3)
+    monkeypatch.setattr(process_module, "HELLO_SECONDS", 0.3)
     with probe(fake("time.sleep(60)")) as client:
         assert "was not ready within 0.3 s" in client.start().detail
 
@@ -263,45 +265,40 @@ client.run_all([Request(str(i), "exec", {"source": "while True: pass"}) for i in
 """
 
 
-def test_worker_and_experiments_die_with_the_core() -> None:
+@pytest.mark.parametrize("victim", ["core", "worker"])
+def test_experiments_die_with_the_core_and_with_the_worker(victim: str) -> None:
     core = subprocess.Popen(
         [sys.executable, "-c", CORE], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
     )
     assert core.stdout is not None
     with core.stdout:
-        zygote = int(core.stdout.readline())
+        worker = int(core.stdout.readline())
         end = time.monotonic() + 5
-        while len(children := descendants(zygote)) < 2 and time.monotonic() < end:
+        while len(children := children_of(worker)) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         assert len(children) == 2
-        core.kill()
-        core.wait()
-        assert all(gone(pid) for pid in (zygote, *children))
+        os.kill(core.pid if victim == "core" else worker, signal.SIGKILL)
+        try:
+            assert all(gone(pid) for pid in (worker, *children))
+        finally:
+            core.kill()
+            core.wait()
 
 
-def test_experiments_die_with_a_zygote_that_is_killed() -> None:
-    with ProbeClient(sys.executable, 20.0, 3.0, 1, worker_arguments=["--self-test"]) as client:
-        client.start()
-        pid = client.worker_pid
-        assert pid is not None
-        seen: list[int] = []
-        script = f"import os, signal, time\ntime.sleep(0.2)\nos.kill({pid}, signal.SIGKILL)"
-        with subprocess.Popen([sys.executable, "-c", script]):
+def test_a_real_worker_that_is_killed_is_replaced() -> None:
+    seen: list[int] = []
+    with ProbeClient(sys.executable, 5.0, 60.0, 1, worker_arguments=["--self-test"]) as client:
+        for name in ("before", "after"):
             client.run_all(
-                [Request("a", "exec", {"source": "import os\nRESULT = os.getppid()"})],
-                lambda name, measurement: seen.append((measurement.data or {})["value"]),
+                [Request(name, "exec", {"source": "import os\nRESULT = os.getppid()"})],
+                lambda _, measurement: seen.append((measurement.data or {})["value"]),
             )
-            assert seen == [pid]
-        assert gone(pid)
-        client.run_all(
-            [Request("b", "exec", {"source": "import os\nRESULT = os.getppid()"})],
-            lambda name, measurement: seen.append((measurement.data or {})["value"]),
-        )
-        assert len(seen) == 2  # by another one
-        assert seen[1] == client.worker_pid != pid
+            assert seen[-1] == client.worker_pid
+            os.kill(seen[-1], signal.SIGKILL)
+    assert seen[0] != seen[1]
 
 
-def descendants(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -183,8 +183,9 @@ class _Finder:
         found = self.index.locate(dotted, self.file)
         if found is not None:
             return found[1] is self.node and (found[0].real == self.target.real)
-        top = self.target.module.partition(".")[0]
-        return dotted.endswith(f".{self.last}") and dotted.startswith(f"{top}.")
+        top, home = self.target.module.partition(".")[0], dotted.rpartition(".")[0]
+        near = dotted.endswith(f".{self.last}") and dotted.startswith(f"{top}.")
+        return near and self.index.find(home, self.file.real) is None
 
     def _site(self, call: ast.Call, parent: ast.AST, frame: Frame) -> CallSite:
         if self._values is None:

@@ -39,10 +39,10 @@ class Splice(Generic[F]):
     frame: F
 
 
-class Reader(Protocol[E, F]):
+class Reader(Protocol[E_co, F]):
     """What the builder asks about one expression, or about the header of one statement."""
 
-    def read(self, node: ast.expr | ast.stmt, frame: F, room: bool) -> Sequence[E | Splice[F] | Stop]:
+    def read(self, node: ast.expr | ast.stmt, frame: F, room: bool) -> Sequence[E_co | Splice[F] | Stop]:
         """The items of ``node`` in the order they run; without ``room`` no more splices."""
         ...
 
@@ -165,9 +165,7 @@ class _Builder(Generic[E, F]):
         successors = tuple(tuple(dict.fromkeys(targets)) for targets in self.successors)
         return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads))
 
-    def node(
-        self, label: Literal["entry", "exit", "loop", "turn", "join", "event"], event: E | None = None
-    ) -> int:
+    def node(self, label: Literal["entry", "exit", "loop", "turn", "join", "event"], event: E | None = None) -> int:
         self.nodes.append(Node(len(self.nodes), label, event, self.loops))
         self.successors.append([])
         return len(self.nodes) - 1

@@ -105,9 +105,9 @@ class Closer:
                         raise NotClosed
                     return ast.parse(told, mode="eval").body
             here = here.outer
-        return self._module_name(node)
+        return self._module_name(node, frame, line, depth)
 
-    def _module_name(self, node: ast.Name) -> ast.expr:
+    def _module_name(self, node: ast.Name, frame: Frame, line: int, depth: int) -> ast.expr:
         binding = self.file.names.top.binding(node.id)
         if binding is None:
             if node.id in _BUILTINS:
@@ -116,6 +116,11 @@ class Closer:
                 self.used.add(node.id)
                 return node
             raise NotClosed
+        if not isinstance(binding.node, (ast.Import, ast.ImportFrom)) and binding.node not in self._plain:
+            inner = _assigned_value(binding.node, node.id) if isinstance(binding.node, ast.stmt) else None
+            if inner is None:
+                raise NotClosed  # bound by a loop: the module cannot be sliced for it without running the loop
+            return self.close(inner, frame, line, depth + 1)
         value = getattr(binding.node, "value", None)
         plain = (
             isinstance(binding.node, (ast.Assign, ast.AnnAssign)) and len(self.file.names.top.bindings[node.id]) == 1
@@ -128,6 +133,14 @@ class Closer:
             return value
         self.used.add(node.id)
         return node
+
+    @property
+    def _plain(self) -> set[ast.stmt]:
+        """The statements at module level and in branches there, but not in loops."""
+        found: set[ast.stmt] | None = self.file.__dict__.get("_plain")
+        if found is None:
+            found = self.file.__dict__["_plain"] = set(_outside_loops(self.file.tree.body))
+        return found
 
     def _makes_tensor(self, call: ast.Call) -> bool:
         """``torch.randn(2, 10)``: worth showing instead of the name it is bound to."""
@@ -239,6 +252,14 @@ def _assigned_value(node: ast.stmt, name: str) -> ast.expr | None:
                 if name in target_names(part):
                     return value
     return None
+
+
+def _outside_loops(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            for block, _ in blocks(node):
+                yield from _outside_loops(block)
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:

@@ -118,6 +118,16 @@ class ProjectIndex:
             self._parsed[key] = self._parse(real, module)
         return self._parsed[key]
 
+    def forget(self) -> None:
+        """Let go of every parsed file; what is asked for again is parsed again. Bounds the memory of a long run."""
+        self._trees.clear()
+        self._parsed.clear()
+
+    @property
+    def held(self) -> int:
+        """Files whose trees are in memory."""
+        return len(self._trees)
+
     def with_text(self, path: str | os.PathLike[str], text: str) -> ProjectIndex:
         """The same project with another text for one file: an edit that is being tried."""
         other = copy.copy(self)

@@ -97,6 +97,7 @@ class Interp:
         self.steps = 0
         self.depth = 0
         self.table = CallTable(self)
+        self._handlers: dict[type[ast.AST], Callable[[Any, Env], Value]] = {}
 
     # -- graph ---------------------------------------------------------------------------------------
 
@@ -148,9 +149,11 @@ class Interp:
     def statement(self, node: ast.stmt, env: Env) -> None:
         """One statement."""
         self.tick()
-        method = getattr(self, "_s_" + type(node).__name__, None)
-        if method is not None:
-            method(node, env)
+        kind = type(node)
+        method = self._handlers.get(kind)
+        if method is None:
+            method = self._handlers[kind] = getattr(self, "_s_" + kind.__name__, _nothing)
+        method(node, env)
 
     def _s_Expr(self, node: ast.Expr, env: Env) -> None:
         self.eval(node.value, env)
@@ -334,9 +337,14 @@ class Interp:
 
     def eval(self, node: ast.expr, env: Env) -> Value:
         """The value of an expression."""
-        self.tick()
-        method = getattr(self, "_e_" + type(node).__name__, None)
-        return method(node, env) if method is not None else UNKNOWN
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise TooLarge
+        kind = type(node)
+        method = self._handlers.get(kind)
+        if method is None:
+            method = self._handlers[kind] = getattr(self, "_e_" + kind.__name__, _unknown)
+        return method(node, env)
 
     def _e_Constant(self, node: ast.Constant, env: Env) -> Value:
         return node.value
@@ -697,6 +705,14 @@ class Interp:
             if found is None and self.table.objects.find_method(value.cls, "__getitem__") is None:
                 return None
         return None
+
+
+def _nothing(node: ast.stmt, env: Env) -> None:
+    """A statement that changes nothing the reader follows."""
+
+
+def _unknown(node: ast.expr, env: Env) -> Value:
+    return UNKNOWN
 
 
 def tensors(value: Value) -> Iterator[Tensor]:

@@ -367,3 +367,12 @@ def with_surroundings(facts: ModelFacts, **changes: object) -> ModelFacts:
 def weight_layers(facts: ModelFacts) -> int:
     """How many weight layers the model's forward uses."""
     return sum(1 for n in facts.graph.nodes if n.kind == WEIGHT)
+
+
+def concrete_classes(module: ModuleEnv) -> Iterator[str]:
+    """Names of the file's ``nn.Module`` classes that have a ``forward``, their own or an inherited one."""
+    for node in _classes(module.tree):
+        interp = Interp()
+        module.evaluator.current = interp.eval
+        if _interesting(node, ClassValue(node, module), interp):
+            yield node.name

@@ -5,10 +5,6 @@ from __future__ import annotations
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.modules import Evaluator, ModuleEnv
 
-MAX_MODULES = 400
-"""Files of the project that one process keeps as top levels; further ones count as unknown."""
-
-
 class Project:
     """Top levels of files. One reading at a time uses them."""
 
@@ -20,8 +16,6 @@ class Project:
     def module(self, file: SourceFile) -> ModuleEnv:
         """The top level of ``file``."""
         if file.real not in self._made:
-            if len(self._made) >= MAX_MODULES:
-                self._made.clear()
             self._made[file.real] = ModuleEnv(
                 file.tree,
                 file.path,
@@ -32,6 +26,11 @@ class Project:
                 self.evaluator,
             )
         return self._made[file.real]
+
+    def forget(self) -> None:
+        """Let go of everything, here and in the index."""
+        self._made.clear()
+        self.index.forget()
 
     def _resolve(self, name: str, near: str) -> ModuleEnv | None:
         found = self.index.module(name, near)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 
 from gradlint.facts.cfg import Graph, build
+from gradlint.facts.steps_context import read_unit
 from gradlint.facts.steps_events import Event, Frame, Kind, Lines
 from gradlint.facts.steps_objects import Objects
-from gradlint.facts.steps_read import Resolve, StepReader, read_unit
+from gradlint.facts.steps_read import Resolve, StepReader
 from gradlint.facts.steps_scopes import Class, Function, Scopes, read_scopes
 
 __all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "read_steps"]
@@ -22,7 +24,7 @@ __all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "read_steps"]
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
 
-_MENTIONS = ("backward", "clip_grad", ".step(", "zero_grad")
+_MENTIONS = re.compile(r"backward\(|clip_grad|\.step\(|zero_grad\(")
 _TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad"})
 
 
@@ -90,7 +92,7 @@ def read_steps(tree: ast.Module, text: str, path: str, resolve: Resolve | None =
 
     ``resolve`` finds the definition of a function imported from another file of the project, by its dotted name.
     """
-    if not any(mention in text for mention in _MENTIONS):
+    if not _MENTIONS.search(text):
         return StepFacts()
     scopes = read_scopes(tree, path, package)
     unit = read_unit(scopes, Lines(text))
@@ -103,7 +105,7 @@ def read_steps(tree: ast.Module, text: str, path: str, resolve: Resolve | None =
 def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
     """Outermost functions first: what they build in is no region of its own."""
     called = _called(reader, scopes)
-    functions = [function for function in scopes.functions if function.node in reader.unit.touching]
+    functions = [function for function in scopes.functions if function.node in reader.unit.training]
     outermost = [None, *(function for function in functions if function.node not in called)]
     for function in outermost:
         yield from _read(reader, function, scopes)
@@ -132,7 +134,7 @@ def _called(reader: StepReader, scopes: Scopes) -> set[ast.AST]:
     """The functions that another function of the file calls, or that stand inside one."""
     found: set[ast.AST] = set()
     for function in (None, *scopes.functions):
-        if function is not None and function.node not in reader.unit.touching:
+        if function is not None and function.node not in reader.unit.training:
             continue
         context = reader.context_of(function)
         body = scopes.module.node.body if function is None else function.node.body

@@ -72,6 +72,4 @@ class Lines:
         """The span of a node; the end is exclusive."""
         end_line = node.end_lineno or node.lineno
         end = node.end_col_offset if node.end_col_offset is not None else node.col_offset
-        return Location(
-            node.lineno, self.column(node.lineno, node.col_offset), end_line, self.column(end_line, end)
-        )
+        return Location(node.lineno, self.column(node.lineno, node.col_offset), end_line, self.column(end_line, end))

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 
 from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, spelled
+from gradlint.facts.steps_words import (
+    MODEL_METHODS,
+    MODELS,
+    OPTIMIZER_CLASSES,
+    OPTIMIZERS,
+    OTHER_STEPS,
+    PARAMETER_METHODS,
+    SCHEDULERS,
+    last_name,
+    words,
+)
 
 Key = Callable[[ast.expr], str | None]
-
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_OPTIMIZER_CLASSES = frozenset(
-    "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS LAMB Lamb LARS Lion Muon NAdam RAdam RMSprop Rprop SGD SparseAdam".split()
-)
-_OPTIMIZER_WORDS = frozenset(
-    "opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop".split()
-)
-_SCHEDULER_WORDS = frozenset("sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau".split())
-_OTHER_STEP_WORDS = frozenset(
-    "env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler "
-    "swa board writer debugger stepper world game wandb tracker".split()
-)
-_MODEL_WORDS = frozenset(
-    "model models net nets network networks module encoder decoder generator discriminator critic actor policy backbone "
-    "classifier unet vae gan gpt bert transformer student teacher netd netg rnn lstm cnn mlp".split()
-)
-_MODEL_METHODS = frozenset("parameters named_parameters eval modules named_modules requires_grad_".split())
-
-
-def words(name: str) -> list[str]:
-    """The lower-case words of an identifier: ``self.optimizerG`` gives ``self optimizer g``."""
-    return [word.lower() for word in _WORD.findall(name)]
-
-
-def last_name(key: str) -> str:
-    """The name that says what an object is: ``self.optims['g']`` gives ``optims``."""
-    return re.sub(r"\[.*?\]|\(.*?\)", "", key).rsplit(".", 1)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +42,7 @@ class Objects:
 
     def is_model(self, key: str) -> bool:
         """Whether this is a module that is trained."""
-        return key in self.models or bool(_MODEL_WORDS & set(words(last_name(key))))
+        return key in self.models or bool(MODELS & set(words(last_name(key))))
 
     def is_optimizer(self, key: str) -> bool:
         """Whether ``key.step()`` updates parameters, as far as can be told."""
@@ -68,13 +50,13 @@ class Objects:
             return False
         if key in self.optimizers or key in self.engines:
             return True
-        kinds = [w for w in words(last_name(key)) if w in _OPTIMIZER_WORDS | _SCHEDULER_WORDS | _OTHER_STEP_WORDS]
-        return bool(kinds) and kinds[-1] in _OPTIMIZER_WORDS
+        kinds = [w for w in words(last_name(key)) if w in OPTIMIZERS | SCHEDULERS | OTHER_STEPS]
+        return bool(kinds) and kinds[-1] in OPTIMIZERS
 
     def never_steps(self, key: str) -> bool:
         """Whether ``key.step()`` surely updates no parameters."""
         known = set(words(last_name(key)))
-        return key in self.others or bool(known & (_SCHEDULER_WORDS | _OTHER_STEP_WORDS))
+        return key in self.others or bool(known & (SCHEDULERS | OTHER_STEPS))
 
 
 def read_objects(scopes: Scopes) -> Objects:
@@ -132,12 +114,7 @@ def _roots_of_call(
     call: ast.Call, key: Key, inner: Callable[[ast.expr], frozenset[str]], objects: Objects | None
 ) -> frozenset[str]:
     function = call.func
-    if isinstance(function, ast.Attribute) and function.attr in {
-        "parameters",
-        "named_parameters",
-        "trainable_parameters",
-        "get_parameters",
-    }:
+    if isinstance(function, ast.Attribute) and function.attr in PARAMETER_METHODS:
         owner = key(function.value)
         return frozenset({owner}) if owner else frozenset()
     found = set()
@@ -213,13 +190,13 @@ class _Reader:
             same = key not in self.instances or self.instances[key] is cls
             self.instances[key] = cls if same else None
         named = set(words(last))
-        if "lr_scheduler" in name or named & (_SCHEDULER_WORDS | {"meter", "ema", "profile", "profiler"}):
+        if "lr_scheduler" in name or named & (SCHEDULERS | {"meter", "ema", "profile", "profiler"}):
             self.others.add(key)
         elif last.endswith("GradScaler") or "scaler" in named:
             self.scalers.add(key)
         elif (
             name.startswith("torch.optim.")
-            or last in _OPTIMIZER_CLASSES
+            or last in OPTIMIZER_CLASSES
             or named & {"optim", "optimizer", "optimiser", "adam", "sgd"}
         ):
             listed = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
@@ -234,7 +211,7 @@ class _Reader:
         key = spelled(function.value)
         if key is None:
             return
-        if function.attr in _MODEL_METHODS:
+        if function.attr in MODEL_METHODS:
             self.models.add(key)
         elif function.attr == "zero_grad":
             self.cleared.add(key)

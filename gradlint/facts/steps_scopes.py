@@ -196,9 +196,10 @@ class _Reader:
                         self.bind(scope, name.id).values.append(value)
             elif isinstance(node, ast.ExceptHandler) and node.name:
                 self.bind(scope, node.name).opaque.append(node)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in plain:
-                if node.id not in outside:
-                    self.bind(scope, node.id).opaque.append(node)
+            elif isinstance(node, ast.Name) and id(node) not in plain and isinstance(node.ctx, ast.Store):
+                self.bind(scope, node.id).opaque.append(node)
+        for elsewhere in outside:
+            scope.names.pop(elsewhere, None)  # a global or nonlocal: bound elsewhere
         for child in inner:
             self.fill(child.node.body, child)
 

@@ -53,7 +53,7 @@ def read_project(
 ) -> Surroundings:
     """What the other files of the project say of the objects that ``makers`` make. ``seen`` keeps what was read."""
     found = Surroundings()
-    words = re.compile(b"|".join(rb"\b%s\b" % m.encode() for m in sorted(makers)))
+    words = re.compile(b"|".join(rb"\b%s\s*\(" % m.encode() for m in sorted(makers)))
     for real in index.files(file.real)[:MAX_FILES]:
         data = index.data(real) if real != file.real and real.endswith(".py") else None
         if data is None or b"torch" not in data or words.search(data) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gradlint.report.style import TAB, Style, visible, width
@@ -12,6 +13,8 @@ MAX_LINES = 4
 """Longer spans show their first line only."""
 MAX_CELLS = 200
 """Longer lines are cut: generated code has lines of megabytes."""
+
+_COMMENT = re.compile(r"\s+#.*$")
 
 
 def excerpt(lines: Sequence[str], location: Location, style: Style) -> list[str]:
@@ -40,7 +43,7 @@ def _shown(line: str) -> str:
 def _caret(line: str, location: Location) -> tuple[int, int]:
     """Cells before the carets, and how many there are."""
     start = location.column - 1
-    end = location.end_column - 1 if location.end_line == location.line else len(line.rstrip())
+    end = location.end_column - 1 if location.end_line == location.line else len(_COMMENT.sub("", line.rstrip()))
     before = width(visible(line[:start].replace("\t", TAB)))
     marked = width(visible(line[start : max(end, start)].replace("\t", TAB)))
     before = min(before, MAX_CELLS - 1)

@@ -26,9 +26,9 @@ _MODEL_NUMBERS = {
 }
 
 _REASONS = {
-    "no-torch": ("no interpreter with torch was found", "install torch beside gradlint, or name one with --python"),
-    "torch-too-old": ("the torch that was found is too old", "the probe needs torch 2.4 or later"),
-    "probe-off": ("experiments are switched off", "run without --no-probe"),
+    "no-torch": ("no interpreter with torch was found", ""),
+    "torch-too-old": ("the torch that was found is too old: the probe needs 2.4 or later", ""),
+    "probe-off": ("experiments are switched off", ""),
     "vetoed": ("the code was not run", "it would do something that the probe does not allow"),
     "not-sliced": ("the statements could not be cut out to run on their own", ""),
     "not-built": (
@@ -59,7 +59,10 @@ def measured_line(judgement: Judgement) -> str:
 
 
 def reason_lines(judgement: Judgement) -> tuple[str, str]:
-    """Why there is no verdict, and what would make it runnable (``""`` where nobody can tell)."""
+    """Why there is no verdict, and what would make it runnable.
+
+    The advice is ``""`` where nobody can tell, and where the reason holds for the whole run: that is said once.
+    """
     what, advice = _REASONS.get(judgement.reason or "", (judgement.reason or "it was not run", ""))
     if judgement.detail:
         what = f"{what} ({judgement.detail})"
@@ -72,28 +75,32 @@ def number(value: object) -> str:
         return str(value)
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
-    if value == round(value, 1) and abs(value) < 1e5:
-        return f"{value:.1f}"
-    mantissa, _, exponent = f"{value:.3g}".partition("e")
-    if not exponent and abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    rounded = float(f"{value:.3g}")
+    if rounded == 0 or 1e-3 <= abs(rounded) < 1e5:
+        text = f"{rounded:.0f}" if abs(rounded) >= 100 else f"{rounded:.6f}".rstrip("0")
+        return text + "0" if text.endswith(".") else text
+    mantissa, _, exponent = f"{rounded:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def _clip_line(judgement: Judgement) -> str:
     measured = judgement.measured
-    parts = [f"the clip saw a gradient norm of {number(measured['clip_saw'])}"]
+    parts = [f"the clip saw a gradient norm of {_norm(measured['clip_saw'])}"]
     if measured.get("clip_returned") is not None:
-        parts[0] += f" and returned {number(measured['clip_returned'])}"
+        parts[0] += f" and returned {_norm(measured['clip_returned'])}"
     if measured.get("norm_at_step") is not None:
         limit = measured.get("max_norm")
-        told = f" (limit {number(limit)})" if limit is not None else ""
-        parts.append(f"the norm at the optimizer's step was {number(measured['norm_at_step'])}{told}")
+        told = f" (limit {_norm(limit)})" if limit is not None else ""
+        parts.append(f"the norm at the optimizer's step was {_norm(measured['norm_at_step'])}{told}")
     after = (judgement.after_remedy or {}).get("norm_at_step")
     if after is not None:
-        parts.append(f"after moving the call: {number(after)}")
+        parts.append(f"after moving the call: {_norm(after)}")
     return "; ".join(parts)
+
+
+def _norm(value: object) -> str:
+    """A norm is never a count: 10 reads 10.0."""
+    return number(float(value) if isinstance(value, int) else value)
 
 
 def _model_line(judgement: Judgement) -> str:

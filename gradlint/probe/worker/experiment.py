@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from typing import Any, Callable, Dict, List, NoReturn
+from typing import Any, Callable, Dict, List, NoReturn, cast
 
 import confine
 import integrity
@@ -81,9 +81,7 @@ def _exec(body: Dict[str, Any]) -> Dict[str, Any]:
     return result if isinstance(result, dict) else {"value": result}
 
 
-def enter(
-    cage: Cage, request: Dict[str, Any], runner: Runner, pipe: int, nonce: str, zygote: int
-) -> NoReturn:
+def enter(cage: Cage, request: Dict[str, Any], runner: Runner, pipe: int, nonce: str, zygote: int) -> NoReturn:
     """Confine this freshly forked process, run ``request``, write the result to ``pipe``, exit."""
     status = 1
     try:
@@ -163,7 +161,7 @@ def _forget_the_environment() -> None:
     sys.argv[:] = ["gradlint-experiment"]
     # Packages ask on import where temporary files go, and make a folder there that they may never use.
     tempfile.tempdir = NOWHERE
-    tempfile.mkdtemp = _folder_that_is_not_there
+    tempfile.mkdtemp = cast(Any, _folder_that_is_not_there)
 
 
 def _folder_that_is_not_there(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:

@@ -14,7 +14,7 @@ import math
 import opcode
 import sys
 from types import FrameType, ModuleType
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -31,16 +31,22 @@ _NAME_LIMIT = 120
 _UNPACK = opcode.opmap["UNPACK_SEQUENCE"]
 _UNPACK_EX = opcode.opmap["UNPACK_EX"]
 
-_CUTS = frozenset(
+
+def words(text: str) -> FrozenSet[str]:
+    """The words of a text as a set."""
+    return frozenset(text.split())
+
+
+_CUTS = words(
     "size dim ndim ndimension shape numel nelement item tolist detach data argmax argmin argsort eq ne lt le gt ge "
     "equal isnan isinf isfinite bool long int byte numpy stride is_floating_point nonzero any all grad_fn "
     "detach_ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __bool__ allclose sign round floor ceil "
-    "__get__".split()
+    "__get__"
 )
 """Results of these carry no gradient."""
 
-_SAME = frozenset(
-    "to cuda cpu float double half bfloat16 type type_as contiguous requires_grad_ pin_memory clone".split()
+_SAME = words(
+    "to cuda cpu float double half bfloat16 type type_as contiguous requires_grad_ pin_memory clone"
 )
 """With a real tensor first, these return it: only the device, type or layout was unknown."""
 
@@ -203,8 +209,8 @@ class Ghost:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *details: object) -> bool:
-        return False
+    def __exit__(self, *details: object) -> None:
+        """It never swallows what the body raised."""
 
     # truth and comparison
 
@@ -329,7 +335,11 @@ def _add_operators() -> None:
 
 
 class GhostTensor(Ghost):
-    """A ghost with a gradient: ``gl_value`` is a scalar that depends on every tensor that went into it."""
+    """A ghost with a gradient: ``gl_value`` is a scalar that depends on every tensor that went into it.
+
+    It does not pretend to be a ``torch.Tensor`` (``__class__``): C++ code would believe it and crash. Sliced code
+    gets an ``isinstance`` that says so.
+    """
 
     gl_value: torch.Tensor
     gl_module: Any
@@ -338,11 +348,6 @@ class GhostTensor(Ghost):
         super().__init__(name, owner)
         object.__setattr__(self, "gl_value", value)
         object.__setattr__(self, "gl_module", None)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        # isinstance(loss, torch.Tensor) is asked by GradScaler and by user code alike
-        return torch.Tensor
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -536,9 +541,20 @@ def combine(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], owner: Opt
     return result
 
 
-def is_ghost(value: Any) -> bool:
-    """Whether ``value`` is unknown (``isinstance`` sees through the class a ghost tensor shows)."""
-    return isinstance(value, Ghost)
+def is_instance(value: Any, kind: Any) -> bool:
+    """``isinstance`` for sliced code: a ghost tensor is a tensor."""
+    if isinstance(value, GhostTensor):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        return any(k is torch.Tensor for k in kinds)
+    if isinstance(kind, Ghost) or (isinstance(kind, tuple) and any(isinstance(k, Ghost) for k in kind)):
+        kinds = tuple(k for k in (kind if isinstance(kind, tuple) else ()) if not isinstance(k, Ghost))
+        return isinstance(value, kinds)
+    return isinstance(value, kind)
+
+
+def is_tensor(value: Any) -> bool:
+    """``torch.is_tensor`` for sliced code."""
+    return isinstance(value, (torch.Tensor, GhostTensor))
 
 
 def holds_ghost(values: Any, depth: int = 0) -> bool:
@@ -566,11 +582,12 @@ def _number(value: Any) -> Optional[Any]:
 def binary(symbol: str, left: Any, right: Any) -> Any:
     """Arithmetic with a ghost on at least one side. Scaling by a known number is exact."""
     name = f"({short(left, False)} {symbol} {short(right, False)})"
-    if isinstance(left, GhostTensor) and _number(right) is not None and symbol in ("*", "/"):
-        factor = _number(right)
+    factor: Any = _number(right)
+    if isinstance(left, GhostTensor) and factor is not None and symbol in ("*", "/"):
         return GhostTensor(name, left.gl_value * factor if symbol == "*" else left.gl_value / factor)
-    if isinstance(right, GhostTensor) and _number(left) is not None and symbol == "*":
-        return GhostTensor(name, right.gl_value * _number(left))
+    factor = _number(left)
+    if isinstance(right, GhostTensor) and factor is not None and symbol == "*":
+        return GhostTensor(name, right.gl_value * factor)
     if not torch.is_grad_enabled():
         return Ghost(name)
     parts = gradients_in(left) + gradients_in(right)

@@ -17,7 +17,7 @@ import sys
 import types
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 Missing = Callable[[str, str, str], Any]
 """``missing(module, name, why)`` -> the value to bind; ``name`` is ``""`` where the module itself is imported."""
@@ -90,6 +90,35 @@ class SlicedModules:
         if parent:
             setattr(package, child, module)
         return module
+
+    def reload(self, name: str) -> types.ModuleType:
+        """Run the statements of ``name`` again, in a new module."""
+        self.stale(name)
+        return self.load(name)
+
+    def stale(self, name: str) -> None:
+        """Have the next :meth:`load` of ``name`` run its statements again."""
+        self._loaded.pop(name, None)
+        if name in self._registered:
+            self._registered.remove(name)
+            sys.modules.pop(name, None)
+
+    @property
+    def names(self) -> FrozenSet[str]:
+        """The sliced modules."""
+        return frozenset(self._slices)
+
+    def callers_of(self, target: type) -> Iterator[type]:
+        """Classes of the loaded slices whose text calls ``target`` by its name, in the order of the text."""
+        for name, entry in self._slices.items():
+            module = self._loaded.get(name)
+            if module is None or target.__name__ not in str(entry["source"]):
+                continue
+            for node in ast.parse(str(entry["source"])).body:
+                if isinstance(node, ast.ClassDef) and _calls(node, target.__name__):
+                    found = getattr(module, node.name, None)
+                    if isinstance(found, type) and found is not target:
+                        yield found
 
     def _make(self, name: str) -> types.ModuleType:
         module = types.ModuleType(name)
@@ -224,6 +253,12 @@ class _Loader(Loader):
         """The slice's text, for ``inspect.getsource``."""
         lines = linecache.getlines(str(getattr(self.module, "__file__", "")))
         return "".join(lines) or None
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    """Whether a call of ``name`` stands anywhere under ``node``."""
+    functions = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+    return any(getattr(f, "id", getattr(f, "attr", None)) == name for f in functions)
 
 
 def _parents(name: str) -> List[str]:

@@ -14,9 +14,20 @@ import sys
 import types
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
+
+
+def _as_it_is(fn: Optional[Callable[..., Any]] = None, *args: Any, **options: Any) -> Any:
+    """A decorator, with or without arguments, that decorates nothing."""
+    return fn if fn is not None else _as_it_is
+
 
 _NAME = "torch._dynamo"
+_ANSWERS: Dict[str, Dict[str, Callable[..., Any]]] = {
+    _NAME: {"graph_break": lambda *args, **kwargs: None, "disable": _as_it_is, "allow_in_graph": _as_it_is},
+    _NAME + ".utils": {"is_compile_supported": lambda device: False},
+}
+"""What is asked without a compiler at work: by every optimizer step, on ``import torchvision``, ``import timm``."""
 
 
 def install() -> None:
@@ -25,17 +36,12 @@ def install() -> None:
         return
     torch: Any = importlib.import_module("torch")
     _spare_decorated_functions(torch)
-    stand_in = _StandIn(_NAME)
-    sys.modules[_NAME] = stand_in
-    torch._dynamo = stand_in
+    for name, answers in _ANSWERS.items():
+        sys.modules[name] = _StandIn(name, answers)
+    torch._dynamo = sys.modules[_NAME]
     sys.meta_path.insert(0, _SubmoduleFinder())
-    torch.compile = _uncompiled
+    torch.compile = _as_it_is
     torch.nn.Module.compile = _compile_nothing
-
-
-def _uncompiled(model: Any = None, **options: Any) -> Any:
-    """``torch.compile(model)`` is the model, ``@torch.compile(...)`` leaves a function as it is."""
-    return model if model is not None else _uncompiled
 
 
 def _compile_nothing(self: Any, *args: Any, **options: Any) -> None:
@@ -53,20 +59,17 @@ def _spare_decorated_functions(torch: Any) -> None:
     torch._compile._disable_dynamo = torch._disable_dynamo = _as_it_is
 
 
-def _as_it_is(fn: Optional[Callable[..., Any]] = None, recursive: bool = True) -> Any:
-    return fn if fn is not None else _as_it_is
-
-
 class _StandIn(types.ModuleType):
-    """Answers ``graph_break()`` with nothing; becomes the real package when anything else is wanted."""
+    """Gives the answers it knows; becomes the real module when anything else is wanted."""
 
-    def graph_break(self, *args: object, **kwargs: object) -> None:
-        """Nothing is being compiled."""
+    def __init__(self, name: str, answers: Dict[str, Callable[..., Any]]) -> None:
+        super().__init__(name)
+        vars(self).update(answers)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__") and (name, self.__name__) != ("__path__", _NAME):
             raise AttributeError(name)
-        return getattr(_real(), name)
+        return getattr(_real(self.__name__), name)
 
 
 class _SubmoduleFinder(MetaPathFinder):
@@ -91,10 +94,10 @@ class _Loaded(Loader):
         """It has run already."""
 
 
-def _real() -> types.ModuleType:
+def _real(name: str) -> types.ModuleType:
     torch: Any = importlib.import_module("torch")
-    if isinstance(sys.modules.get(_NAME), _StandIn):
-        del sys.modules[_NAME]
-    module = importlib.import_module(_NAME)
-    torch._dynamo = module
-    return module
+    for stand_in in _ANSWERS:
+        if isinstance(sys.modules.get(stand_in), _StandIn):
+            del sys.modules[stand_in]
+    torch._dynamo = importlib.import_module(_NAME)
+    return importlib.import_module(name)

@@ -26,6 +26,7 @@ import torch
 from modules import filename_of
 from probe_errors import ProbeError
 from step_flow import Flow, read
+from step_globals import fill_before
 from step_imports import StepModules
 from step_record import Limit, Recorder, number_iterations
 from step_region import call_region
@@ -83,6 +84,7 @@ class Program:
         self.roles: Roles = infer(self.trees.values())
         self.flow: Flow = read(self.trees, self.entry, body["lines"])
         self.next_flips: Dict[str, bool] = {}
+        self._code: Dict[str, types.CodeType] = {}
         _install_once()
         step_tolerance.install(lambda name: name in self.trees)
 
@@ -115,7 +117,7 @@ class Program:
         watched = integrity.take(integrity.TORCH)
         ghost.enter(world)
         error: Optional[str] = None
-        modules = StepModules(self.modules, self._compile, world.helpers())
+        modules = StepModules(self.modules, self._compile, world.helpers(), lambda m: self._prepare(m, world))
         try:
             step_patch.Hooks.recorder = recorder
             with modules:
@@ -128,7 +130,7 @@ class Program:
         self.next_flips = dict(world.flippable)
         path = {
             "guards": world.guards,
-            "error": error or (recorder.troubles[0][1] if recorder.troubles else None),
+            "error": error,
             "troubles": recorder.troubles,
             "events": recorder.events,
             "assigned": dict(assigned),
@@ -136,11 +138,19 @@ class Program:
         }
         return path, recorder.met
 
+    def _prepare(self, module: types.ModuleType, world: RunWorld) -> None:
+        if module.__name__ in self.trees:
+            fill_before(module, self.trees[module.__name__], world)
+
     def _compile(self, source: str, filename: str, name: str) -> types.CodeType:
-        keep_main = name == self.entry and not self.region
+        if name in self._code:
+            return self._code[name]
+        # a function's slice keeps of a main block only what feeds it: as if the program had been started
+        is_main = name == self.entry
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
-        tree = rewrite(self.trees[name], roles, keep_main)
-        return compile(tree, filename, "exec", dont_inherit=True)
+        tree = rewrite(self.trees[name], roles, is_main, self.region if is_main and "<locals>" in self.region else "")
+        self._code[name] = compile(tree, filename, "exec", dont_inherit=True)
+        return self._code[name]
 
 
 class _Installed:
@@ -173,7 +183,7 @@ def _kind(recorder: Recorder, world: RunWorld) -> str:
 
 def _parse(module: Mapping[str, Any]) -> ast.Module:
     try:
-        return ast.parse(module["source"])
+        return ast.parse(str(module["source"]))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ProbeError("not-sliced", f"{module['path']}: {type(error).__name__}: {error}") from error
 

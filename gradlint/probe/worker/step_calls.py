@@ -11,7 +11,7 @@ import types
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from ghost import Ghost, GhostTensor, combine, gradients_in
+from ghost import Ghost, GhostTensor, combine, gradients_in, words
 
 if TYPE_CHECKING:
     from step_world import RunWorld
@@ -20,14 +20,14 @@ Args = Tuple[Any, ...]
 Kwargs = Dict[str, Any]
 Handler = Callable[["RunWorld", Ghost, Args, Kwargs], Any]
 
-_PASS_THROUGH = frozenset("tqdm trange track progress_bar notebook_tqdm MetricLogger log_every prefetch".split())
-_RETURN_ARGUMENTS = frozenset(
+_PASS_THROUGH = words("tqdm trange track progress_bar notebook_tqdm MetricLogger log_every prefetch")
+_RETURN_ARGUMENTS = words(
     "prepare setup setup_module setup_optimizers initialize prepare_model prepare_optimizer unwrap_model unwrap "
     "DDP DistributedDataParallel DataParallel FSDP FullyShardedDataParallel fully_shard wrap compile optimize "
-    "convert_sync_batchnorm convert_syncbn_model to_device get_peft_model extract_model_from_parallel".split()
+    "convert_sync_batchnorm convert_syncbn_model to_device get_peft_model extract_model_from_parallel"
 )
-_SELF = frozenset("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous".split())
-_MODULE_METHODS = frozenset("parameters named_parameters modules named_modules children state_dict".split())
+_SELF = words("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous")
+_MODULE_METHODS = words("parameters named_parameters modules named_modules children state_dict")
 
 
 def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -77,8 +77,8 @@ def _callable_scaler(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) 
 
 def _backward(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     loss = next((v for v in (*args, *kwargs.values()) if gradients_in(v)), None)
-    if loss is None and isinstance(ghost.gl_owner, GhostTensor):
-        loss = ghost.gl_owner
+    if loss is None:
+        loss = next((v for v in args if isinstance(v, Ghost)), ghost.gl_owner)
     world.run_backward(loss)
     return Ghost(f"{ghost.gl_name}()")
 
@@ -89,12 +89,20 @@ def _clip_norm(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any
     return torch.nn.utils.clip_grad_norm_(*args, **kwargs)
 
 
+def _clip_master(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """``optimizer.clip_master_grads(max_norm)`` of apex and fairseq: a clip of the optimizer's own parameters."""
+    optimizer = world.optimizer_behind(ghost)
+    if optimizer is None or not args:
+        return NotImplemented
+    return torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], args[0])
+
+
 def _clip_value(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     return torch.nn.utils.clip_grad_value_(*args, **kwargs)
 
 
 def _clip_gradients(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
-    """Fabric's ``clip_gradients(module, optimizer, clip_val, max_norm)``, Lightning's ``(optimizer, clip_val, algorithm)``."""
+    """Fabric's ``clip_gradients(module, optimizer, clip_val, max_norm)``, Lightning's ``(optimizer, clip_val)``."""
     holders = [v for v in (*args, *kwargs.values()) if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
     if not holders:
         return NotImplemented
@@ -107,9 +115,8 @@ def _clip_gradients(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -
     by_value = kwargs.get("gradient_clip_algorithm") == "value" or kwargs.get("clip_val") is not None
     limit = next((v for k, v in kwargs.items() if k in ("max_norm", "clip_val", "gradient_clip_val")), None)
     limit = limit if limit is not None else (numbers[0] if numbers else Ghost(f"{ghost.gl_name}.limit"))
-    if by_value:
-        return torch.nn.utils.clip_grad_value_(parameters, limit)
-    return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    clip: Any = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+    return clip(parameters, limit)
 
 
 def _holds_parameters(values: Args) -> bool:
@@ -168,7 +175,7 @@ def _items(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     if last == "keys":
         return keys
     values = [owner[k] for k in keys]
-    return values if last == "values" else list(zip(keys, values))
+    return values if last == "values" else [(key, owner[key]) for key in keys]
 
 
 def _master_params(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -220,6 +227,7 @@ _HANDLERS: Dict[str, Handler] = {
     "clip_grad_norm": _clip_norm,
     "clip_grad_value_": _clip_value,
     "clip_gradients": _clip_gradients,
+    "clip_master_grads": _clip_master,
     "step": _step,
     "zero_grad": _zero_grad,
     "items": _items,
@@ -230,6 +238,6 @@ _HANDLERS: Dict[str, Handler] = {
     "scale": _scale,
     "unscale_": _unscale,
 }
-_HANDLERS.update({name: _module_method for name in _MODULE_METHODS})
-_HANDLERS.update({name: _self for name in _SELF})
-_HANDLERS.update({name: _arguments for name in _RETURN_ARGUMENTS})
+_HANDLERS.update(dict.fromkeys(_MODULE_METHODS, _module_method))
+_HANDLERS.update(dict.fromkeys(_SELF, _self))
+_HANDLERS.update(dict.fromkeys(_RETURN_ARGUMENTS, _arguments))

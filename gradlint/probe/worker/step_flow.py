@@ -9,17 +9,19 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
+from ghost import words
 from step_rewrite import dotted
 
-EVENTS = frozenset(
+EVENTS = words(
     "backward manual_backward step zero_grad unscale_ clip_grad_norm_ clip_grad_norm clip_grad_value_ "
-    "clip_gradients clip_grads_with_norm_ clip_grad".split()
+    "clip_gradients clip_grads_with_norm_ clip_grad"
 )
 _JUMPS = (ast.Return, ast.Continue, ast.Break, ast.Raise)
 _QUIET = re.compile(r"sched|^lr|_lr|prof|ema|env|metric|bar|writer|meter", re.IGNORECASE)
 _Block = Sequence[ast.stmt]
+_Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Place = Tuple[str, int]
 """A module's name and a line in it."""
 
@@ -39,11 +41,19 @@ class Flow:
 def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow:
     """The flow facts of all modules, with ``lines`` of the module ``entry`` as the calls of interest."""
     flow = Flow()
-    hot = _hot_functions(trees, entry, set(lines))
-    flow.eventful = _closure(trees, lambda name, node: _has_event(node))
+    calls = _Calls()
+    wanted = set(lines)
+    definitions = [
+        (name, node)
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    holders = {n.name for name, n in definitions if name == entry and any(_spans(n, line) for line in wanted)}
+    hot = _callers(definitions, holders, calls)
+    flow.eventful = _callers(definitions, {n.name for _, n in definitions if calls.events(n)}, calls)
     for name, tree in trees.items():
-        wanted = set(lines) if name == entry else set()
-        reader = _Reader(name, wanted, hot, flow)
+        reader = _Reader(name, wanted if name == entry else set(), hot, flow, calls)
         reader.block(tree.body, [])
         reader.scalers(tree)
     return flow
@@ -63,57 +73,66 @@ def is_event_call(node: ast.AST) -> bool:
     return True
 
 
-def _has_event(node: ast.AST) -> bool:
-    return any(is_event_call(n) for n in ast.walk(node))
+class _Calls:
+    """What is called inside a node: kept per statement, since blocks are asked again and again."""
+
+    def __init__(self) -> None:
+        self._kept: Dict[ast.AST, Tuple[FrozenSet[str], bool]] = {}
+
+    def names(self, node: ast.AST) -> FrozenSet[str]:
+        """Last names of everything called in ``node``, and of functions handed over as arguments."""
+        return self._read(node)[0]
+
+    def events(self, node: ast.AST) -> bool:
+        """Whether ``node`` holds a training event."""
+        return self._read(node)[1]
+
+    def _read(self, node: ast.AST) -> Tuple[FrozenSet[str], bool]:
+        if node in self._kept:
+            return self._kept[node]
+        names: Set[str] = set()
+        event = is_event_call(node)
+        if isinstance(node, ast.Call):
+            names.add(_called_name(node))
+            names.update(a.id for a in node.args if isinstance(a, ast.Name))
+        for child in ast.iter_child_nodes(node):
+            inner, trains = self._read(child)
+            names |= inner
+            event = event or trains
+        result = (frozenset(names - {""}), event)
+        if isinstance(node, ast.stmt):
+            self._kept[node] = result
+        return result
 
 
-def _called(node: ast.AST) -> Set[str]:
-    """Last names of everything called in ``node``, and of functions handed over as arguments."""
-    names: Set[str] = set()
-    for child in ast.walk(node):
-        if isinstance(child, ast.Call):
-            if isinstance(child.func, ast.Attribute) and child.func.attr in ("train", "eval"):
-                continue  # a mode, not a function of the program
-            names.add((dotted(child.func) or "").rsplit(".", 1)[-1])
-            names.update(a.id for a in child.args if isinstance(a, ast.Name))
-    return names - {""}
+def _called_name(node: ast.Call) -> str:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in ("train", "eval"):
+        return ""  # a mode, not a function of the program
+    return (dotted(node.func) or "").rsplit(".", 1)[-1]
 
 
-def _definitions(trees: Dict[str, ast.Module]) -> List[Tuple[str, Union[ast.FunctionDef, ast.AsyncFunctionDef]]]:
-    return [
-        (name, node)
-        for name, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-
-
-def _closure(trees: Dict[str, ast.Module], starts: object) -> Set[str]:
-    """Names of functions for which ``starts`` holds, and of those that call them, transitively."""
-    definitions = _definitions(trees)
-    found = {node.name for name, node in definitions if starts(name, node)}  # type: ignore[operator]
+def _callers(definitions: Sequence[Tuple[str, _Definition]], found: Set[str], calls: _Calls) -> Set[str]:
+    """The names ``found``, and those of functions that call them, transitively."""
+    found = set(found)
     grown = True
     while grown:
         grown = False
         for _, node in definitions:
-            if node.name not in found and _called(node) & found:
+            if node.name not in found and calls.names(node) & found:
                 found.add(node.name)
                 grown = True
     return found
 
 
-def _hot_functions(trees: Dict[str, ast.Module], entry: str, lines: Set[int]) -> Set[str]:
-    def holds(name: str, node: ast.AST) -> bool:
-        first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) or 0
-        return name == entry and any(first <= line <= last for line in lines)
-
-    return _closure(trees, holds)
+def _spans(node: ast.AST, line: int) -> bool:
+    return getattr(node, "lineno", 0) <= line <= (getattr(node, "end_lineno", 0) or 0)
 
 
 class _Reader:
     """Walks the statements of one module."""
 
-    def __init__(self, module: str, lines: Set[int], hot: Set[str], flow: Flow) -> None:
+    def __init__(self, module: str, lines: Set[int], hot: Set[str], flow: Flow, calls: _Calls) -> None:
+        self.calls = calls
         self.module = module
         self.lines = lines
         self.hot = hot
@@ -164,7 +183,11 @@ class _Reader:
                 self._guard(child, [child.body], [child.orelse], [])
 
     def _guard(
-        self, node: Union[ast.If, ast.While, ast.IfExp], body: Sequence[ast.AST], other: Sequence[ast.AST], rest: List[_Block]
+        self,
+        node: Union[ast.If, ast.While, ast.IfExp],
+        body: Sequence[ast.AST],
+        other: Sequence[ast.AST],
+        rest: List[_Block],
     ) -> None:
         place = (self.module, node.test.lineno)
         answer = self._direction(node, body, other, rest)
@@ -195,14 +218,12 @@ class _Reader:
         return None
 
     def _is_hot(self, nodes: Sequence[ast.AST]) -> bool:
-        for node in nodes:
-            first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) or 0
-            if any(first <= line <= last for line in self.lines) or _called(node) & self.hot:
-                return True
-        return False
+        return any(
+            any(_spans(node, line) for line in self.lines) or bool(self.calls.names(node) & self.hot) for node in nodes
+        )
 
     def _trains(self, nodes: Sequence[ast.AST]) -> bool:
-        return any(_has_event(n) or bool(_called(n) & self.flow.eventful) for n in nodes)
+        return any(self.calls.events(n) or bool(self.calls.names(n) & self.flow.eventful) for n in nodes)
 
 
 def _leaves(block: Sequence[ast.AST]) -> bool:

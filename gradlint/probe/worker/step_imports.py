@@ -50,14 +50,17 @@ class StepModules(SlicedModules):
         modules: Sequence[Mapping[str, Any]],
         compile_slice: Callable[[str, str, str], CodeType],
         helpers: Mapping[str, Any],
+        prepare: Callable[[ModuleType], None],
     ) -> None:
         super().__init__(modules, _missing, compile_slice)
         self._helpers = dict(helpers)
+        self._prepare = prepare
         self._ghosts: Dict[str, GhostModule] = {}
 
     def _make(self, name: str) -> ModuleType:
         module = super()._make(name)
         module.__dict__["__builtins__"].update(self._helpers)
+        self._prepare(module)
         return module
 
     def import_hook(
@@ -69,13 +72,15 @@ class StepModules(SlicedModules):
         level: int = 0,
     ) -> Any:
         """As the base class; what is neither sliced nor trusted to be harmless is a ghost module."""
+        if not level and not self.holds(name) and any(not is_real(f"{name}.{item}") for item in fromlist or ()):
+            return self._ghost(name)
         if level or self.holds(name) or is_real(name):
             return super().import_hook(name, globals, locals, fromlist, level)
+        if name.startswith("torch.") and not fromlist:
+            return sys.modules["torch"]  # "import torch.distributed" binds torch
         return self._ghost(name if fromlist else name.partition(".")[0])
 
     def _ghost(self, name: str) -> ModuleType:
-        if name.startswith("torch") and name == "torch":
-            return sys.modules["torch"]
         if name not in self._ghosts:
             self._ghosts[name] = GhostModule(name)
         return self._ghosts[name]

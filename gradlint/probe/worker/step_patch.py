@@ -189,7 +189,7 @@ def _patch_backward() -> None:
         recorder = Hooks.recorder
         if recorder is None or recorder.depth:
             return real_autograd(tensors, *args, **kwargs)
-        if isinstance(tensors, GhostTensor) or isinstance(tensors, (list, tuple)):
+        if isinstance(tensors, (GhostTensor, list, tuple)):
             tensors = gradients_in(tensors) if _has_ghost(tensors) else tensors
         return recorded_backward(recorder, lambda: real_autograd(tensors, *args, **kwargs))
 
@@ -216,7 +216,9 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
         except Exception as error:
             event["error"] = f"{type(error).__name__}: {error}"[:200]
             raise
-        event["reached"], event["factor"] = recorder.after_backward(before, scale)
+        reached, event["factor"] = recorder.after_backward(before, scale)
+        event["reached"] = len(reached)
+        _describe(recorder, event, reached)
         recorder.backwards += 1
         return result
     finally:
@@ -285,10 +287,8 @@ def make_groups_real(optimizer: Optimizer) -> None:
                 group[name] = ASSUMED_LR if default is None or holds_ghost(default) else default
 
 
-class _Steps:
-    """Steps under way, innermost last: an optimizer may wrap another."""
-
-    open: List[Tuple[Any, Event, Dict[int, torch.Tensor]]] = []
+_OPEN_STEPS: List[Tuple[Any, Event, Dict[int, torch.Tensor]]] = []
+"""Steps under way, innermost last: an optimizer may wrap another."""
 
 
 def _before_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
@@ -303,10 +303,10 @@ def _before_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) 
         weights = {id(p): p.detach().clone() for p in params}
     if isinstance(closure, Ghost) or closure is None:
         event = _step_event(recorder, optimizer, params)
-        _Steps.open.append((optimizer, event, weights))
+        _OPEN_STEPS.append((optimizer, event, weights))
         return (args[:1], {k: v for k, v in kwargs.items() if k != "closure"})
     event = {}
-    _Steps.open.append((optimizer, event, weights))
+    _OPEN_STEPS.append((optimizer, event, weights))
     counted = _counted(recorder, optimizer, params, event, closure)
     if len(args) > 1:
         return ((args[0], counted, *args[2:]), kwargs)
@@ -350,9 +350,9 @@ def _step_event(recorder: Recorder, optimizer: Any, params: List[torch.Tensor], 
 
 
 def _after_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
-    if Hooks.recorder is None or not _Steps.open or _Steps.open[-1][0] is not optimizer:
+    if Hooks.recorder is None or not _OPEN_STEPS or _OPEN_STEPS[-1][0] is not optimizer:
         return
-    _, event, weights = _Steps.open.pop()
+    _, event, weights = _OPEN_STEPS.pop()
     with torch.no_grad():
         moved = [float((p - weights[id(p)]).abs().max()) for p in own_parameters(optimizer) if id(p) in weights]
     event["delta"] = max(moved, default=None)
@@ -366,7 +366,10 @@ def _patch_scaler() -> None:
     real: Dict[str, Callable[..., Any]] = {n: getattr(scaler, n) for n in ("scale", "unscale_", "step", "update")}
 
     def scale(self: Any, outputs: Any) -> Any:
-        result = real["scale"](self, outputs)
+        if isinstance(outputs, GhostTensor):
+            result: Any = outputs * self.get_scale() if self.is_enabled() else outputs
+        else:
+            result = real["scale"](self, outputs)
         if Hooks.recorder is not None and self.is_enabled():
             Hooks.recorder.pending_scale = float(self.get_scale())
             Hooks.recorder.add("scale", object=Hooks.recorder.name(self, "scaler"), scale=float(self.get_scale()))

@@ -260,10 +260,10 @@ class Recorder:
 
     def after_backward(
         self, before: Dict[int, Tuple[Optional[int], Optional[int], Optional[torch.Tensor]]], scale: Optional[float]
-    ) -> Tuple[int, float]:
+    ) -> Tuple[List[torch.Tensor], float]:
         """Mark what a backward reached, and scale its contribution to ``factor`` times the limits.
 
-        Returns how many parameters it reached and the factor applied. Scaling the contribution is scaling the
+        Returns the parameters it reached and the factor applied. Scaling the contribution is scaling the
         cotangent: backward is linear in it.
         """
         reached: List[torch.Tensor] = []
@@ -277,7 +277,7 @@ class Recorder:
                     self._scaled[id(parameter)] = scale
         factor = self._scale_up(reached, before, scale or 1.0)
         self.note_gradients()
-        return len(reached), factor
+        return reached, factor
 
     def _scale_up(
         self,

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import types
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Set, Union
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
 from ghost import MISSING, Ghost, attribute_of
 from probe_errors import ProbeError
+from step_globals import DEVICE, fill_globals
 from step_imports import StepModules
 from step_record import MAX_IDLE, MAX_STEPS, Stop
 from step_roles import MODEL
 from step_world import RunWorld
 
+MAX_YIELDED = 200
+"""Items taken from a region that is a generator."""
+
 _COUNTER = re.compile(r"^(batch_|iter_|step_)?(i|idx|index|it|n|epoch|step|iter|iteration|batch_idx|global_step)$")
-_DEVICE = re.compile(r"device$")
 Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 
@@ -34,6 +38,8 @@ def call_region(
             recorder.steps = recorder.backwards = 0
             recorder.recording = True
             _run_function(module, region.split(".<locals>")[0], trees[entry], world)
+            if "<locals>" in region and not recorder.steps:
+                _run_nested(region, trees[entry], world)
     except Stop:
         return None
     except (SystemExit, KeyboardInterrupt) as error:
@@ -47,7 +53,7 @@ def call_region(
 
 
 def _run_function(module: types.ModuleType, region: str, tree: ast.Module, world: RunWorld) -> None:
-    _fill_globals(module, tree, world)
+    fill_globals(module, tree, world)
     parts = region.split(".")
     node = _definition(tree, parts)
     if node is None:
@@ -62,14 +68,25 @@ def _run_function(module: types.ModuleType, region: str, tree: ast.Module, world
         function, skipped = getattr(module, parts[-1], None), 0
     if not callable(function):
         raise ProbeError("not-sliced", f"{region} could not be defined")
+    _call_repeatedly(function, node, skipped, world)
+
+
+def _run_nested(region: str, tree: ast.Module, world: RunWorld) -> None:
+    """A nested function that its outer function only made, and did not call: called here."""
+    node = _definition(tree, [p for p in region.split(".") if p != "<locals>"])
+    if node is not None and callable(world.captured):
+        _call_repeatedly(world.captured, node, 0, world)
+
+
+def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWorld) -> None:
+    """Once if it loops over training steps itself; else as often as a loop around it would."""
     calls = 1 if node.name in world.flow.loops or _nested_loop(node, world) else MAX_IDLE
     arguments = _Arguments(node, skipped, world)
     for number in range(calls):
         world.recorder.call = number
-        before = world.recorder.steps
-        result = function(**arguments.at(number))
-        _exhaust(result)
-        if world.recorder.steps == before and number >= 3 or world.recorder.steps >= MAX_STEPS:
+        before = world.recorder.progress
+        _exhaust(function(**arguments.at(number)))
+        if world.recorder.progress == before or world.recorder.steps >= MAX_STEPS:
             return
 
 
@@ -86,8 +103,8 @@ def _nested_loop(node: Definition, world: RunWorld) -> bool:
 def _exhaust(result: Any) -> None:
     """A region that is a generator runs as it is consumed."""
     if isinstance(result, types.GeneratorType):
-        for _ in zip(result, range(200)):
-            pass
+        for _ in itertools.islice(result, MAX_YIELDED):
+            continue
 
 
 def _definition(tree: ast.Module, parts: List[str]) -> Optional[Definition]:
@@ -116,61 +133,6 @@ def _is_static(node: Definition) -> bool:
     return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
 
 
-def _fill_globals(module: types.ModuleType, tree: ast.Module, world: RunWorld) -> None:
-    """Give names that the functions read and nobody bound a stand-in by role, else a ghost."""
-    known = vars(module)
-    builtins: Dict[str, Any] = known["__builtins__"]
-    missing = [n for n in globals_read(tree) if n not in known and n not in builtins]
-    for name in sorted(missing, key=lambda n: world.roles.of(n) != MODEL):
-        known[name] = _unknown(name, world) if world.roles.of(name) is None else world.standins.value(name)
-
-
-def globals_read(tree: ast.Module) -> List[str]:
-    """Names that functions of a module read from its globals, in the order of the text."""
-    found: Dict[str, None] = {}
-    _collect_globals(tree, frozenset(), found)
-    return list(found)
-
-
-def _collect_globals(scope: ast.AST, bound: FrozenSet[str], found: Dict[str, None]) -> None:
-    todo: List[ast.AST] = list(ast.iter_child_nodes(scope))
-    while todo:
-        node = todo.pop(0)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            _collect_globals(node, bound | _bound_in(node), found)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound:
-            found.setdefault(node.id)
-            continue
-        else:
-            todo = [*ast.iter_child_nodes(node), *todo]
-
-
-def _bound_in(node: Union[Definition, ast.Lambda]) -> FrozenSet[str]:
-    args = node.args
-    names = {a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
-    names |= {a.arg for a in (args.vararg, args.kwarg) if a is not None}
-    outer: Set[str] = set()
-    for child in ast.walk(node):
-        if isinstance(child, ast.Name) and not isinstance(child.ctx, ast.Load):
-            names.add(child.id)
-        elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-            names.add(child.name)
-        elif isinstance(child, ast.ExceptHandler) and child.name:
-            names.add(child.name)
-        elif isinstance(child, (ast.Import, ast.ImportFrom)):
-            names |= {a.asname or a.name.split(".")[0] for a in child.names}
-        elif isinstance(child, ast.Global):
-            outer |= set(child.names)
-    return frozenset(names - outer)
-
-
-def _unknown(name: str, world: RunWorld) -> Any:
-    known = world.value_of(name)
-    if known is not MISSING:
-        return known
-    return torch.device("cpu") if _DEVICE.search(name) else Ghost(name)
-
-
 def _method(owner: type, name: str, tree: ast.Module, path: List[str], world: RunWorld) -> Any:
     raw = inspect.getattr_static(owner, name, None)
     if isinstance(raw, (staticmethod, classmethod)):
@@ -187,7 +149,7 @@ def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
         instance = owner(**arguments)
     except Exception as error:
         world.recorder.note(f"{owner.__name__}(): {type(error).__name__}: {error}")
-        instance = owner.__new__(owner)
+        instance = object.__new__(owner)
         if isinstance(instance, torch.nn.Module):
             torch.nn.Module.__init__(instance)
     return instance
@@ -228,12 +190,12 @@ class _Arguments:
         positional = [*args.posonlyargs, *args.args][skipped:]
         self.names = [a.arg for a in (*positional, *args.kwonlyargs)]
         self.defaults: Dict[str, ast.expr] = {}
-        if args.defaults:
-            for parameter, default in zip(reversed(positional), reversed(args.defaults)):
-                self.defaults[parameter.arg] = default
-        for parameter, keyword_default in zip(args.kwonlyargs, args.kw_defaults):
+        if positional:
+            for number, default in enumerate(reversed(args.defaults[-len(positional) :]), 1):
+                self.defaults[positional[-number].arg] = default
+        for number, keyword_default in enumerate(args.kw_defaults):
             if keyword_default is not None:
-                self.defaults[parameter.arg] = keyword_default
+                self.defaults[args.kwonlyargs[number].arg] = keyword_default
         self.values: Dict[str, Any] = {}
 
     def at(self, number: int) -> Dict[str, Any]:
@@ -261,7 +223,7 @@ class _Arguments:
             return Ghost(name, hint=default)
         if _COUNTER.match(name):
             return 0
-        if _DEVICE.search(name):
+        if DEVICE.search(name):
             return torch.device("cpu")
         return Ghost(name)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, TypeVar, Union
 
 RERAISED = frozenset({"StopIteration", "KeyError", "IndexError", "AttributeError", "AssertionError", "ValueError"})
 """Exceptions that a user's own handler around a statement is meant to see."""
@@ -29,22 +29,18 @@ _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Bindable = (ast.Name, ast.Attribute, ast.Tuple, ast.List, ast.Starred)
 
 
-def rewrite(tree: ast.Module, roles: Dict[str, str], keep_main: bool) -> ast.Module:
-    """A copy of ``tree`` that runs on ghosts. ``keep_main``: whether ``if __name__ == "__main__"`` blocks stay."""
+def rewrite(tree: ast.Module, roles: Dict[str, str], is_main: bool, capture: str = "") -> ast.Module:
+    """A copy of ``tree`` that runs on ghosts.
+
+    ``is_main``: whether ``__name__`` is ``"__main__"``. ``capture``: the qualified name of a nested function to
+    report (``_gl_defined``) when it is defined.
+    """
     tree = copy.deepcopy(tree)
-    writer = _Writer(roles, keep_main)
+    writer = _Writer(roles, is_main, capture)
     head = [s for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
     body = [s for s in tree.body if s not in head]
     tree.body = [*head, *writer.block(body, frozenset())]
     return ast.fix_missing_locations(tree)
-
-
-def is_main_guard(node: ast.stmt) -> bool:
-    """``if __name__ == "__main__":``, either way round."""
-    if not isinstance(node, ast.If) or not isinstance(node.test, ast.Compare):
-        return False
-    sides = [node.test.left, *node.test.comparators]
-    return any(isinstance(s, ast.Name) and s.id == "__name__" for s in sides)
 
 
 def dotted(node: ast.AST) -> Optional[str]:
@@ -63,17 +59,16 @@ def dotted(node: ast.AST) -> Optional[str]:
 class _Writer:
     """Rewrites statement lists; ``seen`` is the set of exceptions the user's code wants to see."""
 
-    def __init__(self, roles: Dict[str, str], keep_main: bool) -> None:
+    def __init__(self, roles: Dict[str, str], is_main: bool, capture: str) -> None:
         self.roles = roles
-        self.keep_main = keep_main
-        self.expressions = _Expressions(keep_main)
+        self.capture = [part for part in capture.split(".") if part != "<locals>"]
+        self.path: List[str] = []
+        self.expressions = _Expressions(is_main)
 
     def block(self, statements: Sequence[ast.stmt], seen: FrozenSet[str]) -> List[ast.stmt]:
         """The rewritten statements; never empty."""
         out: List[ast.stmt] = []
         for statement in statements:
-            if is_main_guard(statement) and not self.keep_main:
-                continue
             new = self.statement(statement, seen)
             for node in new:
                 _at(node, statement)
@@ -85,7 +80,9 @@ class _Writer:
         if isinstance(node, _Function):
             return self._function(node, seen)
         if isinstance(node, ast.ClassDef):
+            self.path.append(node.name)
             node.body = self._docstring_first(node.body, frozenset())
+            self.path.pop()
             return [self._guarded(node, [node.name], [], seen, node)]
         if isinstance(node, ast.If):
             return self._if(node, seen)
@@ -117,12 +114,17 @@ class _Writer:
         self, node: Union[ast.FunctionDef, ast.AsyncFunctionDef], seen: FrozenSet[str]
     ) -> List[ast.stmt]:
         inner = _RAISED_BY_PROTOCOL.get(node.name, frozenset())
+        self.path.append(node.name)
         node.body = self._docstring_first(node.body, inner)
-        if not node.decorator_list and not node.args.defaults and not any(node.args.kw_defaults):
-            _drop_annotations(node)
-            return [node]
+        is_wanted = self.path == self.capture
+        self.path.pop()
         _drop_annotations(node)
-        return [self._guarded(node, [node.name], [], seen, node)]
+        out: List[ast.stmt] = [node]
+        if node.decorator_list or node.args.defaults or any(node.args.kw_defaults):
+            out = [self._guarded(node, [node.name], [], seen, node)]
+        if is_wanted:
+            out.append(ast.Expr(value=_call("_gl_defined", _load(node.name))))
+        return out
 
     def _simple(self, node: ast.stmt, seen: FrozenSet[str]) -> List[ast.stmt]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -136,7 +138,7 @@ class _Writer:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
             path = dotted(node.targets[0])
             if path is not None and path not in self.roles:
-                node.value = _at(_call("_gl_named", node.value, _text(path)), node.value)  # type: ignore[assignment]
+                node.value = _at(_call("_gl_named", node.value, _text(path)), node.value)
         if isinstance(node, ast.Raise):
             return [plain]
         if isinstance(node, ast.Return):
@@ -165,7 +167,7 @@ class _Writer:
         for alias in node.names:
             one: ast.stmt
             if isinstance(node, ast.Import):
-                one = ast.Import(names=[alias])
+                one = _plain_import(alias)
             else:
                 one = ast.ImportFrom(module=node.module, names=[alias], level=node.level)
             if alias.name == "*":
@@ -305,12 +307,23 @@ class _Expressions(ast.NodeTransformer):
             if isinstance(right, ast.Constant) and right.value is None:
                 negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
                 return _at(_call("_gl_is_none", node.left, _text(dotted(node.left) or ""), negated), node)
+            if not isinstance(right, ast.Constant):
+                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
+                return _at(_call("_gl_same", node.left, right, negated), node)
         return node
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)
         node.test = _at(_call("_gl_test", node.test), node.test)
         return node
+
+
+def _plain_import(alias: ast.alias) -> ast.stmt:
+    """``import a.b as c`` as ``from a import b as c``: the import hook has to see what is bound."""
+    parent, _, child = alias.name.rpartition(".")
+    if alias.asname and parent:
+        return ast.ImportFrom(module=parent, names=[ast.alias(name=child, asname=alias.asname)], level=0)
+    return ast.Import(names=[alias])
 
 
 def _handled(handler: ast.ExceptHandler) -> Set[str]:
@@ -366,7 +379,10 @@ def _names(names: Sequence[str]) -> ast.Tuple:
     return ast.Tuple(elts=[ast.Constant(value=n) for n in names], ctx=ast.Load())
 
 
-def _at(new: ast.AST, old: ast.AST) -> ast.AST:  # type: ignore[misc]
+_Node = TypeVar("_Node", bound=ast.AST)
+
+
+def _at(new: _Node, old: ast.AST) -> _Node:
     """Give ``new`` and the nodes in it that have no place the place of ``old``."""
     place: Tuple[int, int] = (getattr(old, "lineno", 1), getattr(old, "col_offset", 0))
     todo: List[ast.AST] = [new]

@@ -24,11 +24,14 @@ _NOT_OPTIMIZER = re.compile(
     r"sched|^lr|_lr|ema|env|metric|prof|pbar|bar$|progress|engine|timer|meter|writer|warm|anneal|accelerator|^self$",
     re.IGNORECASE,
 )
-_MODEL_NAME = re.compile(r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE)
+_MODEL_NAME = re.compile(
+    r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE
+)
 _SURE_MODEL_NAME = re.compile(r"^(model|net|network)$")
 _PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
 _AFFINITY_WORDS = re.compile(
-    r"optimi[sz]ers?|optims?|opts?|solver|models?|network|nets?|self|module|the|[^a-zA-Z]", re.IGNORECASE
+    r"optimi[sz]ers?|optims?|opts?|solver|loss(es)?|backward|models?|network|nets?|self|module|the|[^a-zA-Z]",
+    re.IGNORECASE,
 )
 
 
@@ -214,10 +217,11 @@ def _argument_links(node: ast.Call, functions: Dict[str, List[str]]) -> Iterable
     name = (dotted(node.func) or "").rsplit(".", 1)[-1]
     if name not in functions:
         return
-    for parameter, argument in zip(functions[name], node.args):
+    parameters = functions[name]
+    for number, argument in enumerate(node.args[: len(parameters)]):
         path = dotted(argument)
         if path:
-            yield parameter, path
+            yield parameters[number], path
     for keyword in node.keywords:
         path = dotted(keyword.value)
         if keyword.arg and path and keyword.arg in functions[name]:
@@ -277,7 +281,7 @@ def _literal(node: ast.expr) -> Any:
 
 def tag(path: str) -> str:
     """What tells one of several models or optimizers apart: ``optimizer_G`` -> ``g``, ``netD`` -> ``d``."""
-    last = path.rsplit(".", 1)[-1] if not path.endswith("]") else path
+    last = path.partition("(")[0].rsplit(".", 1)[-1] if not path.endswith("]") else path
     return _AFFINITY_WORDS.sub("", last).lower()
 
 

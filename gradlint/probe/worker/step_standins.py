@@ -52,11 +52,11 @@ class StandInModel(torch.nn.Module):
     def __len__(self) -> int:
         return 1
 
-    def to(self, *args: Any, **kwargs: Any) -> StandInModel:  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> StandInModel:
         """It stays where it is, in single precision."""
         return self
 
-    cuda = half = bfloat16 = double = float = cpu = to  # type: ignore[assignment]
+    cuda = half = bfloat16 = double = float = cpu = to
 
     def clip_grad_norm_(self, max_norm: Any, norm_type: Any = 2.0, **kwargs: Any) -> Any:
         """What FSDP models have."""
@@ -131,7 +131,8 @@ class StandIns:
     def _constructor(self, path: str) -> Optional[OptimizerCall]:
         last = path.rsplit(".", 1)[-1]
         same = [c for c in self.roles.optimizers if c.target == path]
-        return (same or [c for c in self.roles.optimizers if c.target.rsplit(".", 1)[-1] == last] or [None])[0]
+        close = [c for c in self.roles.optimizers if c.target.rsplit(".", 1)[-1] == last]
+        return next(iter([*same, *close]), None)
 
     def models(self) -> Dict[str, torch.nn.Module]:
         """All models met or made so far, each once; submodules are part of theirs."""
@@ -158,9 +159,11 @@ class StandIns:
                 return chosen
         return [models[p] for p in goes_with(path, models)]
 
-    def loss(self) -> torch.Tensor:
-        """A loss of which nothing is known: it depends on every trainable parameter met so far."""
-        parameters = unique([p for m in self.models().values() for p in m.parameters() if p.requires_grad])
+    def loss(self, name: str = "") -> torch.Tensor:
+        """A loss of which only the name is known: it depends on the models that go with the name."""
+        models = self.models()
+        chosen = [models[p] for p in goes_with(name, models)]
+        parameters = unique([p for m in chosen for p in m.parameters() if p.requires_grad])
         if not parameters:
             parameters = list(self.model("model").parameters())
         total = scalar_of(parameters[0])

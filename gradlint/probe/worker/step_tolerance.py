@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
-from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost, world
+import torch.multiprocessing
+from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost, is_tensor, world
 from step_patch import ASSUMED_LR, Hooks, parameter_list
-
 
 
 class _State:
@@ -45,7 +45,7 @@ def install(is_user_module: Callable[[str], bool]) -> None:
 
 
 def _tolerant_modules() -> None:
-    module = torch.nn.Module
+    module: Any = torch.nn.Module
     real_call = module.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ def _tolerant_modules() -> None:
             return combine(type(self).__name__, (self, *args), kwargs)
         return result
 
-    module.__call__ = call  # type: ignore[method-assign,assignment]
+    module.__call__ = call
     for name in ("to", "load_state_dict", "type", "to_empty"):
         setattr(module, name, _unless_ghost(getattr(module, name)))
     for name in ("to", "type", "cuda", "view_as", "type_as", "expand_as"):
@@ -108,7 +108,7 @@ def _with_real_arguments(real: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(real)
     def init(self: Any, params: Any = (), *args: Any, **kwargs: Any) -> None:
-        kwargs.update(zip(names[1:], args))
+        kwargs.update({names[1 + i]: value for i, value in enumerate(args)})
         unknown = {k: v for k, v in kwargs.items() if holds_ghost(v)}
         for name, value in unknown.items():
             del kwargs[name]
@@ -167,7 +167,7 @@ def _tolerant_loader() -> None:
 
     @functools.wraps(real)
     def init(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs.update(zip(names, args))
+        kwargs.update({names[i]: value for i, value in enumerate(args)})
         if isinstance(dataset, Ghost):
             raise TypeError("unknown data set")
         for name in ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context"):
@@ -222,8 +222,9 @@ def _tolerant_arguments() -> None:
     def parse_known(self: Any, args: Any = None, namespace: Any = None) -> Tuple[Any, List[str]]:
         return parse(self, args, namespace), []
 
-    ArgumentParser.parse_args = parse  # type: ignore[assignment]
-    ArgumentParser.parse_known_args = parse_known  # type: ignore[assignment]
+    parser: Any = ArgumentParser
+    parser.parse_args = parse
+    parser.parse_known_args = parse_known
 
 
 # loss scaling
@@ -266,33 +267,30 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _harmless() -> None:
-    time.sleep = _nothing
-    torch.save = _nothing  # type: ignore[assignment]
-    torch.load = lambda *_, **__: Ghost("torch.load()")  # type: ignore[assignment]
-    torch.jit.script = torch.jit.trace = _identity
-    torch.autograd.set_detect_anomaly = lambda *_, **__: Ghost("anomaly")  # type: ignore
-    torch.nn.parallel.DistributedDataParallel = _Wrapped  # type: ignore[assignment,misc]
-    torch.nn.parallel.DataParallel = torch.nn.DataParallel = _Wrapped  # type: ignore[assignment,misc]
-    torch.nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_identity)  # type: ignore[assignment]
-    distributed: Any = torch.distributed
+    library: Any = torch
+    clock: Any = time
+    clock.sleep = _nothing
+    library.is_tensor = is_tensor
+    library.save = _nothing
+    library.load = lambda *_, **__: Ghost("torch.load()")
+    library.jit.script = library.jit.trace = _identity
+    library.autograd.set_detect_anomaly = lambda *_, **__: Ghost("anomaly")
+    library.nn.parallel.DistributedDataParallel = _Wrapped
+    library.nn.parallel.DataParallel = library.nn.DataParallel = _Wrapped
+    library.nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_identity)
+    library.utils.tensorboard = GhostModule("torch.utils.tensorboard")
+    distributed = library.distributed
     for name in ("init_process_group", "barrier", "all_reduce", "broadcast", "destroy_process_group"):
         setattr(distributed, name, _nothing)
     distributed.get_rank = lambda *_, **__: 0
     distributed.get_world_size = lambda *_, **__: 1
     distributed.is_initialized = lambda: False
-    _replace_submodules()
+    library.multiprocessing.spawn = _spawn
 
 
-def _replace_submodules() -> None:
-    def spawn(fn: Callable[..., Any], args: Sequence[Any] = (), *rest: Any, **kwargs: Any) -> Any:
-        return fn(0, *args)
-
-    try:
-        import torch.multiprocessing as processes
-    except ImportError:
-        return
-    processes.spawn = spawn
-    setattr(torch.utils, "tensorboard", GhostModule("torch.utils.tensorboard"))  # noqa: B010
+def _spawn(fn: Callable[..., Any], args: Sequence[Any] = (), *rest: Any, **kwargs: Any) -> Any:
+    """One process, this one."""
+    return fn(0, *args)
 
 
 class _Wrapped(torch.nn.Module):

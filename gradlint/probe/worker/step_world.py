@@ -18,11 +18,12 @@ from ghost import (
     World,
     combine,
     gradients_in,
+    is_instance,
 )
 from step_flow import Flow
 from step_loops import limited, rounds
 from step_record import Loop, Recorder
-from step_roles import MODEL, OPTIMIZER, SCALER, Roles, _OPTIMIZER_NAME
+from step_roles import _OPTIMIZER_NAME, MODEL, OPTIMIZER, SCALER, Roles
 from step_standins import StandIns
 
 _FALSE_NAMES = re.compile(r"isnan|isinf|overflow|found_inf|early_stop|should_stop|\.done$", re.IGNORECASE)
@@ -56,7 +57,8 @@ class RunWorld(World):
         self._assigned = dict(assigned)
         self._values = {name[5:] if name.startswith("self.") else name: _literal(v) for name, v in values.items()}
         self._hidden: Dict[int, Any] = {}
-        self._ghosts: List[Ghost] = []
+        self.captured: Any = None
+        """The nested function that is the region, once its ``def`` ran."""
 
     # guards
 
@@ -140,25 +142,22 @@ class RunWorld(World):
     def module_behind(self, method: Ghost) -> Optional[torch.nn.Module]:
         """The model whose method ``method`` is."""
         if isinstance(method.gl_extra, torch.nn.Module):
-            return method.gl_extra
+            return _module(method.gl_extra)
         owner = method.gl_owner
         if owner is None or (isinstance(owner, GhostTensor) and owner.gl_module is None):
             return None
         if isinstance(owner, GhostTensor):
-            module: torch.nn.Module = owner.gl_module
-            return module
+            return _module(owner.gl_module)
         if isinstance(owner.gl_extra, torch.nn.Module) and owner.gl_name.count(".") > 0:
             return self._submodule(owner)
-        value = self.standins.value(owner.gl_name)
-        return value if isinstance(value, torch.nn.Module) else None
+        return _module(self.standins.value(owner.gl_name))
 
-    def _submodule(self, owner: Ghost) -> torch.nn.Module:
+    def _submodule(self, owner: Ghost) -> Optional[torch.nn.Module]:
         """``model.encoder`` of a stand-in model: registered in it from now on."""
         parent, name = owner.gl_extra, owner.gl_name.rsplit(".", 1)[-1]
         if name not in parent._modules and hasattr(parent, "gl_name"):
             parent._modules[name] = self.standins.model(owner.gl_name)
-        child = parent._modules.get(name)
-        return child if child is not None else parent
+        return _module(parent._modules.get(name)) or _module(parent)
 
     def optimizer_behind(self, method: Ghost) -> Optional[torch.optim.Optimizer]:
         """The optimizer whose ``step`` or ``zero_grad`` this is, if the owner is one by role or name."""
@@ -204,12 +203,13 @@ class RunWorld(World):
     def run_backward(self, loss: Any) -> None:
         """A recorded backward of whatever carries the gradient; of a stand-in loss where nothing does."""
         parts = gradients_in(loss) if loss is not None else []
-        if not isinstance(loss, torch.Tensor) or isinstance(loss, Ghost):
+        if not isinstance(loss, torch.Tensor):
             ids = {id(p) for p in self.recorder.known}
             if not any(_reaches(part, ids) for part in parts):
                 # the expression that yields the loss is all a stand-in may replace: it reaches what is trained
                 self.assumed.setdefault("loss", "stand-in loss")
-                parts.append(self.standins.loss())
+                name = loss.gl_name if isinstance(loss, Ghost) else ""
+                parts.append(self.standins.loss(name))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -217,7 +217,7 @@ class RunWorld(World):
 
     def backward(self, tensor: torch.Tensor) -> None:
         """``loss.backward()`` of a ghost."""
-        self.run_backward(GhostTensor("loss", tensor))
+        self.run_backward(GhostTensor("", tensor))
 
     # helpers of the rewritten code
 
@@ -231,10 +231,13 @@ class RunWorld(World):
             "_gl_test": self._test,
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
+            "_gl_same": self._same,
             "_gl_cast": self._cast,
             "_gl_named": _named,
+            "_gl_defined": self._defined,
             "_gl_manager": _Manager,
             "_gl_grads_changed": self._grads_changed,
+            "isinstance": is_instance,
             "range": self._range,
             "print": _nothing,
             "input": lambda *_: "",
@@ -251,11 +254,15 @@ class RunWorld(World):
         frame = sys._getframe(1)
         if error is not None:
             self.recorder.note(f"{type(error).__name__}: {error}", frame.f_lineno)
-        values = [_lookup(name, frame) for name in names]
-        result = combine(text, tuple(v for n, v in zip(names, values) if n != "self" or _is_module(v)), {})
+        # of self only a model has gradients to offer, not what else an object holds
+        values = [v for n in names for v in [_lookup(n, frame)] if n != "self" or isinstance(v, torch.nn.Module)]
+        result = combine(text, tuple(values), {})
         object.__setattr__(result, "gl_name", text)
         object.__setattr__(result, "gl_key", text)
         return result
+
+    def _defined(self, function: Any) -> None:
+        self.captured = function
 
     def _module_of(self, frame: FrameType) -> str:
         return self.recorder.files.get(frame.f_code.co_filename, self.recorder.entry)
@@ -297,6 +304,14 @@ class RunWorld(World):
             turned = value.gl_negated if negated else not value.gl_negated
             return _renamed(value, f"{value.gl_name} is {'not ' if negated else ''}None", turned)
         return (value is not None) if negated else (value is None)
+
+    def _same(self, left: Any, right: Any, negated: bool) -> Any:
+        """``x is y``: of two unknowns, or of two stand-ins (``policy is value``), not known either."""
+        made = {id(m) for m in self.standins.made}
+        if left is not right and all(isinstance(v, Ghost) or id(v) in made for v in (left, right)):
+            name = f"{_title(left)} is {_title(right)}"
+            return Ghost(name, key=name, negated=negated, hint=False)
+        return (left is not right) if negated else (left is right)
 
     def _cast(self, value: Any, path: str) -> Any:
         """A value for a path with a role: what the program made, else its stand-in."""
@@ -375,6 +390,14 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """``print`` and its like."""
 
 
+def _title(value: Any) -> str:
+    return str(getattr(value, "gl_name", type(value).__name__))
+
+
+def _module(value: Any) -> Optional[torch.nn.Module]:
+    return value if isinstance(value, torch.nn.Module) else None
+
+
 def _named(value: Any, name: str) -> Any:
     """An unknown result of a call is known by the name it was given: ``args = get_args()``."""
     if type(value) is Ghost and value.gl_extra is None:
@@ -412,16 +435,10 @@ def _renamed(ghost: Ghost, name: str, negated: bool) -> Ghost:
     return Ghost(name, key=ghost.gl_key, negated=negated, hint=ghost.gl_hint)
 
 
-def _is_module(value: Any) -> bool:
-    return isinstance(value, torch.nn.Module)
-
-
 def _library_answer(ghost: Ghost) -> bool:
     """PyTorch's own checks of its arguments (``if lr < 0: raise``) pass."""
     name = ghost.gl_name
-    if re.search(r" (<|<=|>|>=|!=) ", name):
-        return False
-    return True
+    return not re.search(r" (<|<=|>|>=|!=) ", name)
 
 
 def _literal(text: str) -> Any:

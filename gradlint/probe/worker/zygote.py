@@ -123,6 +123,7 @@ class Zygote:
         self.parent = os.getppid()
         self.runners = experiment.load_runners(self_test)
         self.cage = experiment.Cage(readable_paths(), _memory(jobs), [])
+        forget_projects(self.cage.read_paths)
         self.cage = experiment.Cage(self.cage.read_paths, self.cage.memory_bytes, self.holding())
 
     def holding(self) -> List[str]:
@@ -254,6 +255,21 @@ def readable_paths() -> List[str]:
     paths |= {"/etc/localtime", "/usr/share/zoneinfo", "/etc/mime.types"}
     paths |= {"/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"}
     return sorted(paths)
+
+
+def forget_projects(readable: List[str]) -> None:
+    """Take folders outside ``readable`` off the import path.
+
+    An editable installation puts a project's own folder there. Experiments cannot read it, and an import that finds
+    a file and may not open it would fail otherwise than one that finds nothing.
+    """
+    roots = [os.path.realpath(path) for path in readable]
+    sys.path[:] = [entry for entry in sys.path if _is_under(os.path.realpath(entry), roots)]
+    sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+
+
+def _is_under(path: str, roots: List[str]) -> bool:
+    return any(path == root or path.startswith(root + os.sep) for root in roots)
 
 
 def _memory(jobs: int) -> int:

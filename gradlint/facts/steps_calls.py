@@ -1,0 +1,217 @@
+"""Single calls that become training events, and those that may be one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from gradlint.facts.steps_context import Context
+from gradlint.facts.steps_events import Event, Kind
+from gradlint.facts.steps_objects import Objects, roots
+from gradlint.facts.steps_scopes import own_nodes, spelled
+from gradlint.facts.steps_words import (
+    BUILTINS,
+    HARMLESS,
+    METHOD_CLIPS,
+    STANDARD,
+    STRONG,
+    TORCH_CLIPS,
+    TRAINING_OWNERS,
+    callee,
+    last_name,
+    words,
+)
+from gradlint.rule import Location
+
+LOGGING_LIMIT = 1e6
+"""A literal clip limit from here on never acts: it is there to measure the norm."""
+
+
+def event_of(
+    kind: Kind,
+    node: ast.expr | ast.stmt,
+    frame: Context,
+    name: str = "",
+    object: str = "",
+    **details: object,
+) -> Event:
+    written = name or (spelled(node.func) or callee(node, None) if isinstance(node, ast.Call) else "")
+    location: Location = frame.unit.lines.location(node)
+    return Event(kind, written, location, frame.unit.path, object, frames=frame.frames, **details)  # type: ignore[arg-type]
+
+
+def backward_event(call: ast.Call, frame: Context) -> Event:
+    """Any form of backward; the loss is the receiver, or the argument where the receiver is a wrapper."""
+    receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
+    loss = call.args[0] if call.args else receiver
+    if receiver is not None and isinstance(receiver, ast.Call):
+        loss = receiver
+    scaler = _scaled_by(receiver, frame)
+    if isinstance(loss, ast.Call) and scaler and loss.args:
+        loss = loss.args[0]
+    return event_of("backward", call, frame, object=(frame.key(loss) or "") if loss else "", scaler=scaler)
+
+
+def _scaled_by(expr: ast.expr | None, frame: Context) -> str:
+    """The scaler of ``scaler.scale(loss)``, written in place or one assignment earlier."""
+    if isinstance(expr, ast.Name):
+        binding = frame.scope.lookup(expr.id)
+        found = {_scaled_by(v, frame) for v in binding.values if isinstance(v, ast.Call)} - {""} if binding else set()
+        return found.pop() if len(found) == 1 else ""
+    if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Attribute) and expr.func.attr == "scale":
+        return frame.key(expr.func.value) or ""
+    return ""
+
+
+def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> Event | None:
+    """A gradient clip: torch's own, a method of a wrapper, or (in doubt) a helper with a clip's name and arguments."""
+    method = isinstance(call.func, ast.Attribute) and name is None
+    objects, first = frame.unit.objects, call.args[0] if call.args else None
+    certain = last in (METHOD_CLIPS if method else TORCH_CLIPS)
+    listed = next((k.value for k in call.keywords if k.arg in {"parameters", "params"}), first)
+    found = roots(listed, frame.key, frame.scope, objects) if listed is not None else frozenset()
+    if not certain:
+        doubtful = "clip" in words(last) and listed is not None and _takes_parameters(listed, objects, frame)
+        return event_of("clip", call, frame, roots=found, doubt="strong") if doubtful else None
+    of_model = False
+    if method and isinstance(call.func, ast.Attribute):
+        owner = frame.key(call.func.value) or ""
+        of_model = objects.is_model(owner) and not (first is not None and _takes_parameters(first, objects, frame))
+        if of_model:
+            found = frozenset({owner})
+        elif objects.is_optimizer(owner):
+            found = frozenset({f"optimizer:{owner}"})
+    given = frame.key(listed) if listed is not None else None
+    if given and objects.is_optimizer(given):
+        found = frozenset({f"optimizer:{given}"})
+    limit = _limit(call, 0 if of_model else 1)
+    return event_of(
+        "clip",
+        call,
+        frame,
+        object=next((r.partition(":")[2] for r in found if r.startswith("optimizer:")), ""),
+        roots=found,
+        limit=ast.unparse(limit) if limit is not None else "",
+        by_value="value" in words(last),
+        logging=limit is not None and _is_infinite(limit, frame),
+    )
+
+
+def _limit(call: ast.Call, position: int) -> ast.expr | None:
+    for keyword in call.keywords:
+        if keyword.arg in {"max_norm", "clip_value", "clip_val", "gradient_clip_val", "max_grad_norm", "value"}:
+            return keyword.value
+    return call.args[position] if len(call.args) > position else None
+
+
+def _is_infinite(expr: ast.expr, frame: Context, depth: int = 0) -> bool:
+    if isinstance(expr, ast.Constant):
+        return isinstance(expr.value, (int, float)) and expr.value >= LOGGING_LIMIT
+    if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and expr.func.id == "float" and expr.args:
+        text = expr.args[0]
+        return isinstance(text, ast.Constant) and str(text.value).lower() in {"inf", "infinity", "+inf"}
+    if isinstance(expr, ast.Attribute):
+        return expr.attr in {"inf", "Inf", "infty"}
+    if isinstance(expr, ast.Name) and depth < 3:
+        if (frame.unit.scopes.dotted(expr, frame.scope) or "").endswith(".inf"):
+            return True
+        binding = frame.scope.lookup(expr.id)
+        if binding and len(binding.values) == 1 and not binding.opaque:
+            return _is_infinite(binding.values[0], frame, depth + 1)
+    return False
+
+
+def _takes_parameters(expr: ast.expr, objects: Objects, frame: Context) -> bool:
+    if any(isinstance(n, ast.Attribute) and n.attr in {"parameters", "param_groups"} for n in ast.walk(expr)):
+        return True
+    key = frame.key(expr)
+    return key is not None and (
+        objects.is_model(key) or objects.is_optimizer(key) or bool({"params", "parameters"} & set(words(key)))
+    )
+
+
+def is_grad(expr: ast.Attribute) -> bool:
+    return expr.attr == "grad" or (
+        expr.attr == "data" and isinstance(expr.value, ast.Attribute) and expr.value.attr == "grad"
+    )
+
+
+def is_module_call(call: ast.Call, frame: Context) -> bool:
+    """``model(x)``, ``self.net(x)``, ``self(x)`` inside a module."""
+    key = spelled(call.func)
+    if key is None or key[:1].isupper():
+        return False
+    if key in frame.selves:
+        return True
+    return key in frame.unit.objects.models or (
+        frame.unit.objects.is_model(key) and not (set(words(last_name(key))) & STRONG)
+    )
+
+
+def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> Iterator[Event]:
+    """``for p in model.parameters(): p.grad = None`` clears on every path, whatever the ``if`` inside."""
+    for inner in own_nodes(node.body):
+        if _clears_by_hand(inner):
+            reached = roots(node.iter, frame.key, frame.scope, frame.unit.objects)
+            yield event_of("zero_grad", inner, frame, "grad = None", roots=reached)  # type: ignore[arg-type]
+            return
+
+
+def _clears_by_hand(node: ast.AST) -> bool:
+    """``p.grad = None``, ``p.grad.zero_()``."""
+    if isinstance(node, ast.Assign):
+        none = isinstance(node.value, ast.Constant) and node.value.value is None
+        return none and any(isinstance(t, ast.Attribute) and t.attr == "grad" for t in node.targets)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "zero_":
+        return False
+    return isinstance(node.func.value, ast.Attribute) and is_grad(node.func.value)
+
+
+def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) -> Iterator[Event]:
+    """An unreadable call: nothing, or an unknown that may touch gradients."""
+    if name is not None and name.split(".")[0] in STANDARD:
+        return
+    if last.startswith("__") or (isinstance(call.func, ast.Name) and name is None and _is_plain(last, frame)):
+        return
+    known = set(words(last))
+    objects = frame.unit.objects
+    touching = known & STRONG
+    harmless = bool(known & HARMLESS) and not touching & {"backward", "backprop"}
+    if harmless:
+        return
+    keys = [frame.key(argument) for argument in (*call.args, *(k.value for k in call.keywords))]
+    if any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys):
+        yield event_of("unknown", call, frame, doubt="strong")
+        return
+    if isinstance(call.func, ast.Attribute) and not _on_self(call.func, frame):
+        owner = frame.key(call.func.value) or ""
+        trains = bool(TRAINING_OWNERS & set(words(last_name(owner))))
+        if touching & {"update", "updates", "apply", "accumulate", "fit", "clip"} == touching and not trains:
+            return
+        if last == "train" and (objects.is_model(owner) or not trains):
+            return
+        if touching:
+            yield event_of("unknown", call, frame, doubt="strong")
+        return
+    if last == "train" and all(isinstance(argument, ast.Constant) for argument in call.args):
+        return
+    if objects.is_scaler(spelled(call.func) or ""):
+        touching = {"step"}
+    yield event_of("unknown", call, frame, doubt="strong" if touching else "weak")
+
+
+def _is_plain(name: str, frame: Context) -> bool:
+    """Builtins and constructors."""
+    binding = frame.scope.lookup(name)
+    if binding is None:
+        return name in BUILTINS or name[:1].isupper()
+    return bool(binding.classes) or (name[:1].isupper() and not name.isupper())
+
+
+def _on_self(func: ast.expr, frame: Context) -> bool:
+    if not isinstance(func, ast.Attribute):
+        return False
+    value = func.value
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "super":
+        return True
+    return isinstance(value, ast.Name) and value.id in frame.selves

@@ -1,0 +1,110 @@
+"""What the reader of training steps carries along: the file, and the activation of a function it is in."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+
+from gradlint.facts.steps_events import Frame, Lines
+from gradlint.facts.steps_objects import Objects, read_objects
+from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, spelled
+from gradlint.facts.steps_words import BUILTINS, EVENTS, STRONG, callee, words
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One file as the reader sees it."""
+
+    scopes: Scopes
+    objects: Objects
+    lines: Lines
+    path: str
+    touching: frozenset[FunctionNode]
+    """The functions worth reading: the others touch no gradient."""
+    training: frozenset[FunctionNode]
+    """Those in which a call is named like a training event."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """One activation of a function: its scope, what its parameters stand for, and how it was reached."""
+
+    unit: Unit
+    scope: Scope
+    names: Mapping[str, str]
+    """Local names that stand for objects of the caller: ``opt`` for ``self.optimizer``."""
+    selves: Mapping[str, Class]
+    """The names of ``self``, here and in enclosing methods, with the class of the object."""
+    owner: Class | None
+    """The class the running method was defined in, for ``super()``."""
+    frames: tuple[Frame, ...]
+    active: tuple[FunctionNode, ...]
+
+    def key(self, expr: ast.expr) -> str | None:
+        """A stable name for the object an expression means, in the terms of the region's own scope."""
+        if isinstance(expr, ast.Name):
+            return self.names.get(expr.id, expr.id)
+        if isinstance(expr, ast.Attribute):
+            owner = self.key(expr.value)
+            return f"{owner}.{expr.attr}" if owner else None
+        if isinstance(expr, ast.Subscript):
+            owner = self.key(expr.value)
+            return f"{owner}[{ast.unparse(expr.slice)}]" if owner else None
+        if isinstance(expr, ast.Call) and not expr.args and not expr.keywords:
+            owner = self.key(expr.func)
+            return f"{owner}()" if owner else None
+        return None
+
+
+def read_unit(scopes: Scopes, lines: Lines) -> Unit:
+    """The reader's view of one file."""
+    calls: dict[Function, set[str]] = {}
+    suspected: set[Function] = set()
+    training: set[Function] = set()
+    for function in scopes.functions:
+        inner = [n for n in ast.walk(function.node) if isinstance(n, (ast.Call, ast.Attribute))]
+        calls[function] = {callee(n, None) for n in inner if isinstance(n, ast.Call)}
+        if any(_trains(n) for n in inner):
+            training.add(function)
+        elif any(_suggests(n) for n in inner):
+            suspected.add(function)
+    touching = _callers(calls, suspected | training)
+    return Unit(scopes, read_objects(scopes), lines, scopes.path, touching, _callers(calls, training))
+
+
+def aliases(scope: Scope, names: Mapping[str, str]) -> dict[str, str]:
+    """``opt = self.optimizer``: the local name stands for the object, if it is bound once."""
+    found = dict(names)
+    for name, binding in scope.names.items():
+        if len(binding.values) != 1 or binding.opaque or name in found:
+            continue
+        chain = spelled(binding.values[0])
+        if chain and chain != name and chain not in BUILTINS:
+            root, _, rest = chain.partition(".")
+            root = found.get(root, root)
+            found[name] = f"{root}.{rest}" if rest else root
+    return found
+
+
+def _callers(calls: Mapping[Function, set[str]], found: set[Function]) -> frozenset[FunctionNode]:
+    """These functions and all that call them, directly or not, going by names."""
+    found = set(found)
+    while True:
+        names = {function.node.name for function in found}
+        new = {function for function in calls if function not in found and calls[function] & names}
+        if not new:
+            return frozenset(function.node for function in found)
+        found |= new
+
+
+def _suggests(node: ast.AST) -> bool:
+    """Whether a call might touch gradients, going by its name."""
+    return _trains(node) or (isinstance(node, ast.Call) and bool(STRONG & set(words(callee(node, None)))))
+
+
+def _trains(node: ast.AST) -> bool:
+    """Whether a call is named like a training event."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "grad" and isinstance(node.ctx, ast.Store)
+    return isinstance(node, ast.Call) and callee(node, None) in EVENTS

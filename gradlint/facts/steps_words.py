@@ -1,0 +1,86 @@
+"""The names by which training code calls things, where nothing else tells what they are."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import sys
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+TORCH_CLIPS = _set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value")
+METHOD_CLIPS = TORCH_CLIPS | _set("clip_gradients clip_grads clip_master_grads")
+CLEARS = _set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
+FUNCTION_CLEARS = CLEARS | _set("zero_gradients clear_grads")
+EVENTS = CLEARS | METHOD_CLIPS | _set("backward manual_backward step unscale_")
+STOPS = _set("sys.exit os._exit exit quit")
+
+OPTIMIZER_CLASSES = _set(
+    """Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS LAMB Lamb LARS Lion Muon NAdam RAdam RMSprop Rprop SGD
+    SparseAdam"""
+)
+OPTIMIZERS = _set("opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop")
+SCHEDULERS = _set("sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
+OTHER_STEPS = _set(
+    """env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler
+    swa board writer debugger stepper world game wandb tracker"""
+)
+"""Things with a ``step`` that trains nothing."""
+MODELS = _set(
+    """model models net nets network networks module encoder decoder generator discriminator critic actor policy
+    backbone classifier unet vae gan gpt bert transformer student teacher netd netg rnn lstm cnn mlp"""
+)
+MODEL_METHODS = _set("parameters named_parameters eval modules named_modules requires_grad_")
+PARAMETER_METHODS = _set("parameters named_parameters trainable_parameters get_parameters")
+
+STRONG = _set(
+    """backward backwards backprop backpropagate train training trainer learn optimize optimise optimization step
+    steps update updates fit accumulate apply hook hooks callback callbacks closure grad grads gradient gradients
+    reinforce finetune pretrain iteration iterate clip event trigger dispatch"""
+)
+"""In the name of a call that cannot be read: it may touch gradients."""
+HARMLESS = _set(
+    """loss losses criterion forward prepare set get log logger print save load checkpoint eval evaluate validate
+    valid validation test device preprocess compute sample augment mixup collate encode decode predict metric metrics
+    accuracy adjust lr rate schedule scheduler warmup decay init initialize build create make is has check to cuda
+    move format write plot show dump read fetch next state restore resume count size len mask pad embed tokenize
+    transform normalize denormalize reset freeze unfreeze toggle requires summary summarize display visualize report
+    optimizers schedulers broadcast reduce gather barrier synchronize wait seed time timer tic toc start stop mean sum
+    stack cat"""
+)
+"""In the name of a call that cannot be read: it does something else."""
+TRAINING_OWNERS = _set(
+    """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
+    opt"""
+)
+STANDARD = frozenset(sys.stdlib_module_names) | _set(
+    """torch numpy np tqdm wandb einops scipy pandas matplotlib sklearn cv2 PIL tensorboardX torchvision torchaudio
+    yaml omegaconf hydra rich loguru absl cupy"""
+)
+"""Libraries none of whose functions runs a backward or a step, but for torch's own, which are read by name."""
+BUILTINS = frozenset(dir(builtins))
+
+
+def words(name: str) -> list[str]:
+    """The lower-case words of an identifier: ``self.optimizerG`` gives ``self optimizer g``."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def last_name(key: str) -> str:
+    """The name that says what an object is: ``self.optims['g']`` gives ``optims``."""
+    return re.sub(r"\[.*?\]|\(.*?\)", "", key).rsplit(".", 1)[-1]
+
+
+def callee(call: ast.Call, name: str | None = None) -> str:
+    """The last part of the name of what is called; ``name`` is its dotted name, where that is known."""
+    if name:
+        return name.rsplit(".", 1)[-1]
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""

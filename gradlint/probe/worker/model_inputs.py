@@ -1,0 +1,177 @@
+"""Inputs for a model: a bounded search over shapes, led by what the model complains about.
+
+The search keeps a list of candidate inputs, runs the one that got furthest, reads the error, and adds what the error
+asks for. It counts forwards, not seconds, so that it always ends the same way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+import random
+from dataclasses import dataclass, field, replace
+from trace import Tracer
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+import torch
+from model_errors import asked_for
+from model_shapes import Arg, first_guesses, ladder
+from probe_errors import ProbeError, is_out_of_memory
+from torch import Tensor, nn
+
+SEARCH_BATCH = 4
+FORWARD_LIMIT = 60
+"""Forwards that the search may take."""
+OPERATION_LIMIT = 20_000
+"""Operations that all forwards of a search may take together; a bound on its time that is not a time."""
+
+Spec = Tuple[Arg, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model can be run on. ``stated`` where the project or the user said so."""
+
+    spec: Spec
+    stated: bool = False
+
+    def make(self, batch: Optional[int], seed: int, double: bool = False) -> Tuple[List[Any], Dict[str, Any]]:
+        """Positional and keyword arguments, N(0, 1) where floating; ``batch`` replaces the first dimension."""
+        generator = torch.Generator().manual_seed(seed + 500)
+        args: List[Any] = []
+        kwargs: Dict[str, Any] = {}
+        for arg in self.spec:
+            value = arg.make(batch, generator, double)
+            if arg.keyword:
+                kwargs[arg.name] = value
+            else:
+                args.append(value)
+        return args, kwargs
+
+    def shapes(self, batch: Optional[int]) -> List[List[int]]:
+        """The shapes of the tensors among the arguments."""
+        args, kwargs = self.make(batch, 0)
+        return [list(a.shape) for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
+
+
+@dataclass(order=True)
+class _Candidate:
+    priority: Tuple[float, int]
+    spec: Spec = field(compare=False)
+
+
+class Search:
+    """One search for the inputs of one built model."""
+
+    def __init__(self, model: nn.Module, sizes: Mapping[str, Any]) -> None:
+        self.model = model
+        self.sizes = sizes
+        """Constructor arguments by name: they say how large inputs should be."""
+        self.error: Optional[BaseException] = None
+        """What the attempt that got furthest ended with."""
+        self._progress = -1
+        self._forwards = 0
+        self._operations = 0
+        self._seen: Set[Any] = set()
+        self._queue: List[_Candidate] = []
+
+    def run(self, hints: Sequence[Sequence[int]]) -> Inputs:
+        """The first inputs that the model takes. Raises ``not-built`` where the search ends without."""
+        signature = forward_signature(self.model)
+        if hints:
+            return self._stated(hints, signature)
+        for i, spec in enumerate(first_guesses(self.model, signature, self.sizes)):
+            self._push(spec, 0.0, i)
+        tries = ladder(self.model, signature, self.sizes)
+        while self._forwards < FORWARD_LIMIT and self._operations < OPERATION_LIMIT:
+            if not self._queue:
+                further = next(tries, None)
+                if further is None:
+                    break
+                self._push(further, 0.0, 0)
+                continue
+            candidate = heapq.heappop(self._queue)
+            if self._works(candidate.spec):
+                return Inputs(candidate.spec)
+        raise self._failure()
+
+    def _stated(self, hints: Sequence[Sequence[int]], signature: inspect.Signature) -> Inputs:
+        names = [p.name for p in signature.parameters.values()]
+        args = [Arg(names[i] if i < len(names) else f"input{i}", tuple(s), fixed=True) for i, s in enumerate(hints)]
+        for kinds in ("float", "int"):
+            spec = tuple(replace(a, kind=kinds) for a in args)
+            self._push(spec, 0.0, 0)
+        while self._queue:
+            candidate = heapq.heappop(self._queue)
+            if self._works(candidate.spec, follow=False):
+                return Inputs(candidate.spec, stated=True)
+        raise self._failure()
+
+    def _push(self, spec: Spec, progress: float, order: int) -> None:
+        if spec not in self._seen and len(self._seen) < 10 * FORWARD_LIMIT:
+            self._seen.add(spec)
+            heapq.heappush(self._queue, _Candidate((-progress, order + 10 * len(self._seen)), spec))
+
+    def _works(self, spec: Spec, follow: bool = True) -> bool:
+        """Run the model once; after an error queue what the error asks for."""
+        self._forwards += 1
+        seed_all(0)
+        tracer = Tracer(self.model, {})
+        args, kwargs = Inputs(spec).make(SEARCH_BATCH, 0)
+        try:
+            tracer.trace(args, kwargs)
+        except ProbeError:
+            raise
+        except Exception as error:  # the user's code: any exception means that these inputs do not fit
+            if is_out_of_memory(error):
+                raise
+            self._operations += len(tracer.nodes) + 20
+            progress = float(len(tracer.nodes))
+            if progress > self._progress:
+                self._progress, self.error = int(progress), error
+            if follow:
+                for order, better in enumerate(asked_for(spec, error, self.model, self.sizes, SEARCH_BATCH)):
+                    self._push(better, progress, order)
+            return False
+        return True
+
+    def _failure(self) -> ProbeError:
+        shape = "(32, 3, 64, 64)" if _is_image_model(self.model) else "(32, 10)"
+        why = f"{type(self.error).__name__}: {self.error}" if self.error else "no input to try"
+        why = " ".join(why.split())[:110]
+        return ProbeError("not-built", f"no input found ({why}); add `# gradlint: input={shape}`")
+
+
+def _is_image_model(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+def forward_signature(model: nn.Module) -> inspect.Signature:
+    """The parameters of ``forward``, without ``self``. Empty where it cannot be told."""
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return inspect.Signature()
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a model may draw from."""
+    import sys
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
+
+
+def captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> Inputs:
+    """Inputs like those that a surrounding model handed to ``model``."""
+    names = [p.name for p in forward_signature(model).parameters.values()]
+    spec: List[Arg] = []
+    for i, value in enumerate(args):
+        spec.append(Arg.like(names[i] if i < len(names) else f"input{i}", value, batch, keyword=False))
+    spec.extend(Arg.like(name, value, batch, keyword=True) for name, value in kwargs.items())
+    return Inputs(tuple(spec))
+
+
