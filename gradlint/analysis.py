@@ -118,7 +118,7 @@ class Analyst:
         return own or any(code.startswith(prefixes) for code in self.selected)
 
     def _models(self, file: SourceFile) -> tuple[ModelFacts, ...]:
-        models = read_models(self.project.module(file))
+        models = read_models(self.project.module(file), self.project.sites(file))
         deep = [m for m in models if any(worth_a_look(c) for c in m.chains)]
         if not deep:
             return models

@@ -52,7 +52,7 @@ class Writer:
         placed: list[tuple[cst.CSTNode, int]] = []
         for insertion in reversed(insertions):
             body = bodies.setdefault(insertion.block, [_Kept(k, c, None) for k, c in enumerate(insertion.block.body)])
-            at = sum(1 for op in body if isinstance(op, _Kept) and op.index < insertion.index)
+            at = sum(1 for op in body if op is remainder or (isinstance(op, _Kept) and op.index < insertion.index))
             new: list[cst.CSTNode | _Kept] = []
             if insertion.unscale:
                 new.append(cst.parse_statement(insertion.unscale, config=self.module.config_for_parsing))

@@ -72,7 +72,7 @@ from gradlint.facts import FileFacts
 from gradlint.facts.cfg import Node, solve
 from gradlint.facts.remedies import move_after
 from gradlint.facts.step_trace import TOLERANCE, ClipRun, ran_without_step, worst_run
-from gradlint.facts.steps import Event, Frame, Region, StepFacts
+from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
 from gradlint.facts.steps_states import Turn, common_frame, place_in, turn_of
 from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
 
@@ -222,16 +222,16 @@ def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | 
             if waiting:
                 return None
             stepped.append(event)
-        elif _spoils(steps, clip, event, waiting):
+        elif _spoils(clip, event, waiting):
             return None
     if not backward or not stepped or ("doubtful" in _union(before.values()) and not cleared):
         return None
     return _Course(tuple(backward), tuple(stepped), cleared)
 
 
-def _spoils(steps: StepFacts, clip: Event, event: Event, waiting: bool) -> bool:
+def _spoils(clip: Event, event: Event, waiting: bool) -> bool:
     if event.kind == "clip":
-        return not waiting and not event.logging and steps.paired(clip, event) is not False and event != clip
+        return not waiting and not event.logging and event != clip and may_share(clip, event)
     if event.kind != "unknown" or event.doubt != "strong":
         return False
     return waiting or "clip" in event.name.lower() or "grad" in event.name.lower()

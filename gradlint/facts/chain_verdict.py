@@ -42,7 +42,7 @@ def model_candidates(
             help=text,
             group=f"{path}:{model.location.line}",
             experiment=ModelExperiment(path, model.kind, model.qualname, model.scope, remedies, model.location.line),
-            facts={"optimizer": model.optimizer, "initialised_elsewhere": model.initialised_elsewhere},
+            facts={"optimizer": model.optimizer, "made_at": model.made_at},
             predicted_sick=sick_on_paper(deepest, model),
         )
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from gradlint.facts.defaults import is_literal
 from gradlint.facts.index import SourceFile
-from gradlint.facts.names import FunctionNode, assigned, blocks, target_names
+from gradlint.facts.names import FunctionNode, assigned, blocks
 
 _BUILTINS = frozenset(dir(builtins))
 # Calls whose value lies outside the source text, or that have an effect.
@@ -235,28 +235,29 @@ def _local_value(function: FunctionNode, name: str, line: int) -> tuple[ast.expr
 def _assigned_value(node: ast.stmt, name: str) -> ast.expr | None:
     if isinstance(node, ast.AnnAssign):
         return node.value
-    if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
-        over = node.iter
-        return over.elts[0] if isinstance(over, (ast.List, ast.Tuple)) and over.elts else None
+    if isinstance(node, ast.For) and isinstance(node.iter, (ast.List, ast.Tuple)) and node.iter.elts:
+        return _matching(node.target, node.iter.elts[0], name)
     if not isinstance(node, ast.Assign):
         return None
-    for target in node.targets:
-        if isinstance(target, ast.Name) and target.id == name:
-            return node.value
-        if (
-            isinstance(target, (ast.Tuple, ast.List))
-            and isinstance(node.value, (ast.Tuple, ast.List))
-            and len(target.elts) == len(node.value.elts)
-        ):
-            for part, value in zip(target.elts, node.value.elts, strict=True):
-                if name in target_names(part):
-                    return value
-    return None
+    return next((v for v in (_matching(t, node.value, name) for t in node.targets) if v is not None), None)
+
+
+def _matching(target: ast.expr, value: ast.expr, name: str) -> ast.expr | None:
+    """The part of ``value`` that ``name`` gets from ``target = value``."""
+    if isinstance(target, ast.Name):
+        return value if target.id == name else None
+    if not (isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List))):
+        return None
+    if len(target.elts) != len(value.elts):
+        return None
+    pairs = (_matching(t, v, name) for t, v in zip(target.elts, value.elts, strict=True))
+    return next((v for v in pairs if v is not None), None)
 
 
 def _outside_loops(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
     for node in body:
-        yield node
+        if not isinstance(node, (ast.For, ast.While)):
+            yield node
         if isinstance(node, (ast.If, ast.Try)):
             for block, _ in blocks(node):
                 yield from _outside_loops(block)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from gradlint.facts.callsites import CallSite
 from gradlint.facts.interp import ControlFlow, Interp, TooLarge, tensors
 from gradlint.facts.module_tree import layers_of, modules_of, name_paths
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
-from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains
+from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
 from gradlint.rule import Location
 
+MAX_SITES = 4
+"""Calls of a class that are read."""
 MIN_WEIGHTS = 3
 """Fewer weight layers than this cannot make a chain that any rule speaks of."""
 
@@ -36,18 +39,28 @@ class ModelFacts:
     derivatives_taken: bool = False
     """The file takes derivatives with respect to inputs (``torch.autograd.grad``), as PINNs do."""
     optimizer: Literal["sgd", "adam", "none"] = "none"
+    made_at: int = 0
+    """Line of the call with whose arguments the model was read; 0 for its defaults."""
 
 
-@dataclass
-class _Reading:
-    instance: Value
-    graph: LayerGraph
-    complete: bool
-    graphs: list[LayerGraph] = field(default_factory=list)
+@dataclass(frozen=True)
+class Site:
+    """A call that makes a model: its arguments, evaluated as far as the text tells, and its line (0: defaults)."""
+
+    args: tuple[Value, ...]
+    kwargs: dict[str, Value]
+    line: int = 0
 
 
-def read_models(module: ModuleEnv) -> tuple[ModelFacts, ...]:
-    """Every model that the file defines: its ``nn.Module`` classes, and ``Sequential`` calls outside of classes."""
+ProjectSites = Callable[[str], Iterable[tuple[CallSite, ModuleEnv]]]
+"""From the name of a class to the calls of it in other files of the project."""
+
+
+def read_models(module: ModuleEnv, project_sites: ProjectSites | None = None) -> tuple[ModelFacts, ...]:
+    """Every model that the file defines: its ``nn.Module`` classes, and ``Sequential`` calls outside of classes.
+
+    ``project_sites`` is asked only for classes that the file does not make itself and whose chains could matter.
+    """
     found: list[ModelFacts] = []
     used_by_classes: set[tuple[int, int]] = set()
     for node in _classes(module.tree):
@@ -56,7 +69,7 @@ def read_models(module: ModuleEnv) -> tuple[ModelFacts, ...]:
         cls = ClassValue(node, module)
         if not _interesting(node, cls, interp) or _only_a_base(node, module):
             continue
-        facts = _read_class(cls, module, used_by_classes)
+        facts = _read_class(cls, module, used_by_classes, project_sites)
         if facts is not None:
             found.append(facts)
     found.extend(_read_sequentials(module, used_by_classes))
@@ -95,21 +108,18 @@ def _only_a_base(node: ast.ClassDef, module: ModuleEnv) -> bool:
     return any(isinstance(b, ast.Name) and b.id == node.name for b in bases)
 
 
-def _read_class(cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]]) -> ModelFacts | None:
-    """Follow the class with each set of arguments that the file shows; the deepest reading counts."""
-    best: tuple[int, Interp, Instance] | None = None
-    sites = [*_call_sites(cls, module)][:3] or [([], {})]
-    for args, kwargs in sites:
-        read = _forward(cls, module, args, kwargs)
-        if read is None:
-            continue
-        interp, instance = read
-        depth = max((c.depth for c in chains(interp.graph())), default=0)
-        if best is None or depth > best[0]:
-            best = (depth, interp, instance)
+def _read_class(
+    cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]], project_sites: ProjectSites | None
+) -> ModelFacts | None:
+    """Follow the class with each set of arguments that the project shows; the worst reading counts."""
+    own = list(_call_sites(cls, module))[:MAX_SITES]
+    best = _worst(cls, module, own or [Site((), {})])
+    if project_sites is not None and not own and _could_matter(best):
+        elsewhere = list(_project_sites(cls, module, project_sites))[:MAX_SITES]
+        best = (_worst(cls, module, elsewhere) if elsewhere else None) or best
     if best is None:
         return None
-    _, interp, instance = best
+    _, interp, instance, site = best
     for c in modules_of(instance):
         if isinstance(c, Container) and c.file == module.path:
             used.add((c.line, c.column))
@@ -127,7 +137,42 @@ def _read_class(cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]]) 
         graph=graph,
         chains=held,
         uncertain=not interp.complete or any(n.attrs.get("uncertain") for n in graph.nodes),
+        made_at=site.line,
     )
+
+
+_Reading = tuple[tuple[int, int], Interp, Instance, Site]
+
+
+def _worst(cls: ClassValue, module: ModuleEnv, sites: Sequence[Site]) -> _Reading | None:
+    """The reading with the longest stretch of layers without a normalization, then with the deepest chain."""
+    best: _Reading | None = None
+    for site in sites:
+        read = _forward(cls, module, site.args, site.kwargs)
+        if read is None:
+            continue
+        found = chains(read[0].graph())
+        key = (max((plain_stretch(c) for c in found), default=0), max((c.depth for c in found), default=0))
+        if best is None or key > best[0]:
+            best = (key, *read, site)
+    return best
+
+
+def _could_matter(best: _Reading | None) -> bool:
+    return best is None or best[0][1] >= MIN_WEIGHTS or not best[1].complete
+
+
+def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:
+    interp = Interp()
+    module.evaluator.current = interp.eval
+    for call, home in project_sites(cls.node.name):
+        env = Env(home)
+        try:
+            args = tuple(interp.eval(ast.parse(a, mode="eval").body, env) for a in call.args)
+            kwargs = {k: interp.eval(ast.parse(v, mode="eval").body, env) for k, v in call.kwargs.items()}
+        except (TooLarge, RecursionError, ControlFlow, SyntaxError):
+            continue
+        yield Site(args, kwargs, call.line)
 
 
 def _forward(
@@ -214,7 +259,7 @@ def _holder(root: Instance, chain: Chain, interp: Interp) -> Instance:
         here, prefix = inner, inner_prefix
 
 
-def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[tuple[list[Value], dict[str, Value]]]:
+def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
     """Arguments with which the file itself makes the class, evaluated as far as they are literal."""
     interp = Interp()
     module.evaluator.current = interp.eval
@@ -225,11 +270,11 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[tuple[list[Value
         if scope is not None:
             _literal_locals(scope, env, interp)
         try:
-            args = [interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred)]
+            args = tuple(interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred))
             kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
         except (TooLarge, RecursionError, ControlFlow):
             continue
-        yield args, kwargs
+        yield Site(args, kwargs, call.lineno)
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:

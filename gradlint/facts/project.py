@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+from gradlint.facts.callsites import CallSite
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.modules import Evaluator, ModuleEnv
 
@@ -26,6 +29,16 @@ class Project:
                 self.evaluator,
             )
         return self._made[file.real]
+
+    def sites(self, file: SourceFile) -> Callable[[str], Iterator[tuple[CallSite, ModuleEnv]]]:
+        """For :func:`~gradlint.facts.models.read_models`: calls of a class of ``file`` anywhere in the project."""
+
+        def of(name: str) -> Iterator[tuple[CallSite, ModuleEnv]]:
+            for site in self.index.call_sites(file.path, name):
+                if site.closed:
+                    yield site, self.module(site.file or file)
+
+        return of
 
     def forget(self) -> None:
         """Let go of everything, here and in the index."""

@@ -18,8 +18,9 @@ from gradlint.facts.steps_events import Event, Frame, Kind, Lines
 from gradlint.facts.steps_objects import Objects
 from gradlint.facts.steps_read import Resolve, StepReader
 from gradlint.facts.steps_scopes import Class, Function, Scopes, read_scopes
+from gradlint.facts.steps_words import words
 
-__all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "read_steps"]
+__all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "may_share", "read_steps"]
 
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
@@ -81,6 +82,18 @@ class StepFacts:
         if all(any(_within(root, other) for found in elsewhere for other in found) for root in event.roots):
             return False
         return None
+
+
+def may_share(one: Event, other: Event) -> bool:
+    """Whether two clips may reach the same parameters: only modules of different names are told apart."""
+    models = [root for event in (one, other) for root in event.roots if not _lists(root)]
+    if not one.roots or not other.roots or len(models) < len(one.roots) + len(other.roots):
+        return True
+    return any(_within(a, b) or _within(b, a) for a in one.roots for b in other.roots)
+
+
+def _lists(root: str) -> bool:
+    return root.startswith("optimizer:") or bool({"params", "param", "parameters", "weights"} & set(words(root)))
 
 
 def _within(inner: str, outer: str) -> bool:

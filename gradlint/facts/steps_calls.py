@@ -10,9 +10,11 @@ from gradlint.facts.steps_events import Event, Kind
 from gradlint.facts.steps_objects import Objects, roots
 from gradlint.facts.steps_scopes import own_nodes, spelled
 from gradlint.facts.steps_words import (
+    BOOKKEEPING,
     BUILTINS,
-    HARMLESS,
+    COMPUTING,
     METHOD_CLIPS,
+    OF_ANYTHING,
     STANDARD,
     STRONG,
     TORCH_CLIPS,
@@ -173,31 +175,33 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
         return
     if last.startswith("__") or (isinstance(call.func, ast.Name) and name is None and _is_plain(last, frame)):
         return
-    known = set(words(last))
     objects = frame.unit.objects
-    touching = known & STRONG
-    harmless = bool(known & HARMLESS) and not touching & {"backward", "backprop"}
-    if harmless:
-        return
+    known = set(words(last))
     keys = [frame.key(argument) for argument in (*call.args, *(k.value for k in call.keywords))]
-    if any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys):
+    given = any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys)
+    if objects.is_scaler(spelled(call.func) or "") or (given and not known & BOOKKEEPING):
         yield event_of("unknown", call, frame, doubt="strong")
         return
+    if given or (known & (BOOKKEEPING | COMPUTING) and not known & {"backward", "backprop"}):
+        return
     if isinstance(call.func, ast.Attribute) and not _on_self(call.func, frame):
-        owner = frame.key(call.func.value) or ""
-        trains = bool(TRAINING_OWNERS & set(words(last_name(owner))))
-        if touching & {"update", "updates", "apply", "accumulate", "fit", "clip"} == touching and not trains:
-            return
-        if last == "train" and (objects.is_model(owner) or not trains):
-            return
-        if touching:
-            yield event_of("unknown", call, frame, doubt="strong")
-        return
-    if last == "train" and all(isinstance(argument, ast.Constant) for argument in call.args):
-        return
-    if objects.is_scaler(spelled(call.func) or ""):
-        touching = {"step"}
-    yield event_of("unknown", call, frame, doubt="strong" if touching else "weak")
+        doubt = _doubt_of_method(call.func, known, frame)
+    elif last == "train" and all(isinstance(argument, ast.Constant) for argument in call.args):
+        doubt = ""
+    else:
+        doubt = "strong" if known & STRONG else "weak"
+    if doubt:
+        yield event_of("unknown", call, frame, doubt=doubt)
+
+
+def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> str:
+    """The doubt about a method of another object: ``meter.update`` is harmless, ``agent.update`` is not."""
+    owner = frame.key(func.value) or ""
+    trains = bool(TRAINING_OWNERS & set(words(last_name(owner))))
+    if func.attr == "train" and (frame.unit.objects.is_model(owner) or not trains):
+        return ""
+    touching = known & STRONG
+    return "strong" if touching and (trains or not touching <= OF_ANYTHING) else ""
 
 
 def _is_plain(name: str, frame: Context) -> bool:

@@ -65,9 +65,10 @@ class StepReader:
             items.extend(self._expression(node.iter, frame, room))
             items.extend(clearing_loop(node, frame))
             return items
+        alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
         for item in self._expression(node, frame, room):
-            if isinstance(item, Event) and item.doubt == "weak" and not isinstance(node, ast.Expr):
-                continue  # a call whose result is used computes something: its name is its only suspicion
+            if isinstance(item, Event) and item.doubt == "weak" and item.location != alone:
+                continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
         if isinstance(node, ast.Assign):
             cleared = isinstance(node.value, ast.Constant) and node.value.value is None

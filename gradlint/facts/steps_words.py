@@ -45,16 +45,21 @@ STRONG = _set(
     reinforce finetune pretrain iteration iterate clip event trigger dispatch"""
 )
 """In the name of a call that cannot be read: it may touch gradients."""
-HARMLESS = _set(
-    """loss losses criterion forward prepare set get log logger print save load checkpoint eval evaluate validate
-    valid validation test device preprocess compute sample augment mixup collate encode decode predict metric metrics
-    accuracy adjust lr rate schedule scheduler warmup decay init initialize build create make is has check to cuda
-    move format write plot show dump read fetch next state restore resume count size len mask pad embed tokenize
-    transform normalize denormalize reset freeze unfreeze toggle requires summary summarize display visualize report
-    optimizers schedulers broadcast reduce gather barrier synchronize wait seed time timer tic toc start stop mean sum
-    stack cat"""
+OF_ANYTHING = _set("update updates apply accumulate fit clip event")
+"""Among them those that every kind of object has."""
+COMPUTING = _set(
+    """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric metrics
+    accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform normalize
+    denormalize mean sum stack cat optimizers schedulers count size len next fetch read"""
 )
-"""In the name of a call that cannot be read: it does something else."""
+"""In the name of a call that cannot be read: it computes something, unless it is given an optimizer."""
+BOOKKEEPING = _set(
+    """prepare set get log logger print save load checkpoint device adjust lr rate schedule scheduler warmup decay init
+    initialize build create make is has check format write plot show dump state restore resume reset freeze unfreeze
+    toggle requires summary summarize display visualize report broadcast reduce gather barrier synchronize wait seed
+    time timer tic toc start stop"""
+)
+"""In the name of a call that cannot be read: it trains nothing, whatever it is given."""
 TRAINING_OWNERS = _set(
     """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
     opt"""

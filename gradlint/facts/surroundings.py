@@ -147,6 +147,8 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, cond
         found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, True))
     if any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper():
         for arg in node.args:
+            if (made := _maker(arg, makers)) is not None and isinstance(arg, ast.Call):
+                found.initialised.setdefault(made, set()).add(_UNNAMED)
             for part in ast.walk(arg):
                 name = _dotted(part)
                 if name in makers:

@@ -28,6 +28,7 @@ from gradlint.probe.worker.layergraph import (
     RELU_LIKE,
     SIGMOID_LIKE,
     Chain,
+    plain_stretch,
 )
 
 Family = Literal["sigmoid", "gelu", "relu", "tanh", "other"]
@@ -111,7 +112,7 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
         sigmoids=sigmoids,
         family=family,
         activation=Counter(acts).most_common(1)[0][0] if acts else "",
-        plain_depth=_longest_plain(links) + 1,
+        plain_depth=plain_stretch(chain),
         norm_links=sum(1 for link in links if link),
         batch_normed=bool(links) and sum(1 for link in links if link & BATCH_NORMS) >= len(links) - 1,
         layer_normed=bool(links) and sum(1 for link in links if link & LAYER_NORMS) >= len(links) - 1,
@@ -122,14 +123,6 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
         prediction=_prediction(chain),
         square=len({layer.fan_in for layer in chain.layers[1:]}) == 1 and chain.layers[0].op == "linear",
     )
-
-
-def _longest_plain(links: list[set[str]]) -> int:
-    best = run = 0
-    for link in links:
-        run = 0 if link else run + 1
-        best = max(best, run)
-    return best
 
 
 def _prediction(chain: Chain) -> Prediction | None:

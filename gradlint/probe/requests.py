@@ -58,16 +58,19 @@ def _model(
 ) -> Prepared | Unsliced:
     path, name = experiment.path, experiment.qualname
     calls = index.call_sites(path, name) if experiment.kind != "variable" else []
+    calls.sort(key=lambda c: c.line != candidate.facts.get("made_at"))
     part = slice_for(index, path, [name], experiment.scope, calls)
     refused = _refused(part, name)
     if refused is not None:
         return refused
+    held = {m["name"] for m in part.modules}
     body = {
         "modules": [dict(m) for m in part.modules],
         "entry": part.entry,
         "kind": experiment.kind,
         "qualname": name,
-        "calls": [c.to_json() for c in calls],
+        # Arguments that use no name of their module mean the same anywhere.
+        "calls": [{**c.to_json(), "module": c.module if c.module in held else part.entry} for c in calls],
         "inputs": [list(s) for s in inputs],
         "min_depth": MIN_DEPTH,
         "optimizer": candidate.facts.get("optimizer", "none"),

@@ -7,7 +7,6 @@ built from its own parts is not built: nothing stands in for a submodule.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
@@ -16,10 +15,10 @@ import re
 import sys
 from dataclasses import dataclass, field
 from trace import Tracer
-from types import CodeType, FrameType, TracebackType
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from types import FrameType, TracebackType
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from model_inputs import SEARCH_BATCH, Inputs, Search, captured, seed_all
+from model_inputs import FORWARD_LIMIT, Inputs, Search, captured, seed_all
 from model_missing import Missing
 from model_values import NoGuess, alternatives, describe, guess
 from modules import FILE_PREFIX, SlicedModules
@@ -28,8 +27,10 @@ from torch import nn
 
 BUILD_LIMIT = 8
 """Constructor calls that may fail or lead nowhere before the model counts as not built."""
-OUTER_LIMIT = 3
-"""Surrounding models that are tried for one class."""
+OUTER_LIMIT = 6
+"""Surrounding models that are considered for one class."""
+OUTER_FORWARDS = 25
+"""Forwards that the search for a surrounding model's inputs may take."""
 
 HINT = "add `# gradlint: input=(32, 10)` or a call with literal arguments"
 
@@ -135,26 +136,12 @@ class _Finder:
         yield from (p for p in outers if p.inside and p.inside[1].guessed)
 
     def _variable(self, name: str) -> Plan:
-        entry, scope = str(self.body["entry"]), self.body.get("scope")
-        if scope:
-            return Plan(lambda _: _module_in(self._local(str(scope), name)), name)
+        entry = str(self.body["entry"])
 
         def make(overrides: Dict[str, Any]) -> nn.Module:
             return _module_in(_attribute(self.slices.reload(entry), name))
 
         return Plan(make, name)
-
-    def _local(self, scope: str, name: str) -> Any:
-        """The value of ``name`` in function ``scope``, after the statements up to the one that binds it."""
-        module = self.slices.reload(str(self.body["entry"]))
-        function = _attribute(module, scope)
-        code, parameters = _statements_until(inspect.unwrap(function), name)
-        values: Dict[str, Any] = {}
-        for p in parameters:
-            values[p.name] = p.default if p.default is not p.empty else guess(p.name, p.annotation, values)
-        space = {**vars(module), **values}
-        exec(code, space)
-        return space[name]
 
     def _from_call(self, target: Any, call: Mapping[str, Any]) -> Optional[Plan]:
         """The arguments of a call site; what cannot be evaluated there is guessed, or left to its default."""
@@ -227,22 +214,22 @@ class _Finder:
         return guess(p.name, annotation, plan.notes)
 
     def _outers(self, target: Any) -> Iterator[Plan]:
-        """Surrounding models: classes of the slices that call this one."""
-        count = 0
-        for outer in self.slices.callers_of(target):
-            plan = self._guessed(outer)
-            if plan is None:
-                continue
-            inside = Plan(lambda o, p=plan: p.make(p.overrides), f"{_name(target)} in {plan.text}")  # type: ignore[misc]
-            inside.inside = (target, plan)
-            yield inside
-            count += 1
-            if count >= OUTER_LIMIT:
-                return
+        """Surrounding models: classes of the slices that call this one, or that call one that does."""
+        seen, level = [target], [target]
+        while level and len(seen) <= OUTER_LIMIT:
+            level = [c for inner in level for c in self.slices.callers_of(inner)]
+            level = [c for c in dict.fromkeys(level) if c not in seen and issubclass(c, nn.Module)]
+            seen.extend(level)
+            for outer in level:
+                plan = self._guessed(outer)
+                if plan is not None:
+                    inside = Plan(plan.make, f"{_name(target)} in {plan.text}")
+                    inside.inside = (target, plan)
+                    yield inside
 
     # trying
 
-    def _try(self, plan: Plan) -> Optional[Recipe]:
+    def _try(self, plan: Plan, outer: bool = False) -> Optional[Recipe]:
         """Build and run a plan; repair guessed arguments that the error blames."""
         if plan.inside is not None:
             return self._try_inside(*plan.inside, plan.text)
@@ -253,7 +240,7 @@ class _Finder:
             try:
                 seed_all(0)
                 model = plan.make(plan.overrides)
-                inputs = self._inputs(model, plan)
+                inputs = self._inputs(model, plan, outer)
             except ProbeError as error:
                 self._note(error)
                 cause = error.__cause__
@@ -272,16 +259,16 @@ class _Finder:
             return Recipe(functools.partial(plan.make, plan.overrides), inputs, plan.text, {**plan.assumed(), **self.missing.assumed})
         return None
 
-    def _inputs(self, model: nn.Module, plan: Plan) -> Inputs:
-        search = Search(model.train(), plan.sizes)
+    def _inputs(self, model: nn.Module, plan: Plan, outer: bool) -> Inputs:
+        search = Search(model.train(), plan.sizes, OUTER_FORWARDS if outer else FORWARD_LIMIT)
         try:
-            return search.run(self.body.get("inputs") or [])
+            return search.run([] if outer else self.body.get("inputs") or [])
         except ProbeError as error:
             raise error from search.error
 
     def _try_inside(self, target: type, outer: Plan, text: str) -> Optional[Recipe]:
         """Take the class out of a surrounding model, with the inputs that it gets there."""
-        recipe = self._try(outer)
+        recipe = self._try(outer, outer=True)
         if recipe is None:
             return None
         model = recipe.build(0)
@@ -350,12 +337,12 @@ def _caught(model: nn.Module, path: str, inputs: Inputs) -> Optional[Inputs]:
     inner = model.get_submodule(path)
     handle = inner.register_forward_pre_hook(lambda m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     seed_all(0)
-    args, kwargs = inputs.make(SEARCH_BATCH, 0)
+    args, kwargs = inputs.make(inputs.batch, 0)
     try:
         Tracer(model, {}).trace(args, kwargs)
     finally:
         handle.remove()
-    return captured(inner, *seen[0], batch=SEARCH_BATCH) if seen else None
+    return captured(inner, *seen[0], batch=inputs.batch) if seen else None
 
 
 def _signature(target: Any) -> Optional[inspect.Signature]:
@@ -370,14 +357,34 @@ def _signature(target: Any) -> Optional[inspect.Signature]:
     except (TypeError, ValueError):
         return None
     parameters = list(signature.parameters.values())
-    return signature.replace(parameters=parameters[1:] if inspect.isclass(target) else parameters)
+    if not inspect.isclass(target):
+        return signature
+    parameters = parameters[1:]
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        parameters[-1:] = [*_inherited(target, {p.name for p in parameters}), parameters[-1]]
+    return signature.replace(parameters=parameters)
+
+
+def _inherited(target: type, known: Set[str]) -> Iterator[inspect.Parameter]:
+    """What ``**kwargs`` of a constructor stands for: the required parameters of the base class's."""
+    own = next((c for c in target.__mro__ if "__init__" in vars(c)), None)
+    after = target.__mro__[target.__mro__.index(own) + 1 :] if own is not None else ()
+    plain = (object, nn.Module)
+    base = next((c for c in after if "__init__" in vars(c) and c not in plain), None)
+    signature = _signature(base) if base is not None else None
+    for p in signature.parameters.values() if signature is not None else ():
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.default is p.empty and p.name not in known:
+            yield p.replace(kind=p.KEYWORD_ONLY)
 
 
 def _evaluate_call(
     slices: SlicedModules, module: str, signature: inspect.Signature, args: Sequence[str], kwargs: Mapping[str, str]
 ) -> Dict[str, Any]:
     """Parameter name -> value, for the arguments of a call that can be evaluated in its module."""
-    space = vars(slices.load(module))
+    try:
+        space = vars(slices.load(module))
+    except Exception as error:  # the call site's module cannot run: its call tells nothing
+        raise ProbeError("not-built", f"{module}: {_short(error)}") from error
     positional: List[Any] = []
     for text in args:
         value = _evaluated(text.lstrip("*"), space)
@@ -474,26 +481,3 @@ def _blamed(error: BaseException, names: Sequence[str]) -> List[str]:
     for line in [*reversed(lines), str(error)]:
         found.extend(n for n in names if re.search(rf"\b{re.escape(n)}\b", line) and n not in found)
     return found
-
-
-def _statements_until(function: Any, name: str) -> Tuple[CodeType, List[inspect.Parameter]]:
-    """The statements of a function up to the one that binds ``name``, compiled to run on their own."""
-    filename, first = function.__code__.co_filename, function.__code__.co_firstlineno
-    tree = ast.parse("".join(linecache.getlines(filename)))
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and _first_line(n) == first]
-    if not found:
-        raise ProbeError("not-built", f"{function.__name__} was not found in its slice")
-    kept: List[ast.stmt] = []
-    for statement in found[0].body:
-        kept.append(statement)
-        if any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in ast.walk(statement)):
-            break
-    try:
-        code = compile(ast.Module(kept, []), filename, "exec")
-    except SyntaxError as error:
-        raise ProbeError("not-built", f"the statements before {name} cannot run on their own: {error.msg}") from error
-    return code, list(inspect.signature(function).parameters.values())
-
-
-def _first_line(node: ast.FunctionDef) -> int:
-    return min([node.lineno, *(d.lineno for d in node.decorator_list)])

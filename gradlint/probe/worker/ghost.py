@@ -223,9 +223,13 @@ class Ghost:
         return Ghost(f"{self.gl_name} {op} {short(other)}", owner=self, key=key, negated=negated)
 
     def __eq__(self, other: object) -> Any:
+        if isinstance(other, Ghost) and other.gl_name == self.gl_name:
+            return True
         return self._gl_compare(other, "==", "==", False)
 
     def __ne__(self, other: object) -> Any:
+        if isinstance(other, Ghost) and other.gl_name == self.gl_name:
+            return False
         return self._gl_compare(other, "!=", "==", True)
 
     def __gt__(self, other: Any) -> Any:
@@ -241,7 +245,7 @@ class Ghost:
         return self._gl_compare(other, "<", ">=", True)
 
     def __hash__(self) -> int:
-        return object.__hash__(self)
+        return hash(self.gl_name)  # one key of a dict for one expression
 
     # conversions
 

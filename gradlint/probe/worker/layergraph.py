@@ -135,6 +135,15 @@ def chains(graph: LayerGraph) -> List[Chain]:
     return found
 
 
+def plain_stretch(chain: Chain) -> int:
+    """Weight layers in the chain's longest run without a normalization between them."""
+    best = run = 1
+    for norms in chain.norms:
+        run = 1 if norms else run + 1
+        best = max(best, run)
+    return best
+
+
 def _follow(
     start: Node, users: Dict[int, List[Node]], live: FrozenSet[int]
 ) -> Tuple[Optional[Node], List[Node], List[Node]]:

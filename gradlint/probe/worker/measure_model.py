@@ -12,7 +12,7 @@ import cpu_standins
 import integrity
 import torch
 from layergraph import SIGMOID_LIKE, TRANSPARENT, Chain, LayerGraph, Node, chains
-from model_inputs import SEARCH_BATCH, seed_all
+from model_inputs import seed_all
 from model_meter import Bench, Remedy, cotangent_loss, measure
 from model_missing import Missing
 from model_weights import default_std_ratio, is_default
@@ -29,6 +29,9 @@ SICK_LIMIT = 3
 """Chains that remedies are tried on."""
 GRAPH_LIMIT = 4_000
 """Nodes above which those that no chain needs are left out of the answer."""
+
+SYMBOLIC_WORK = 1e10
+"""Multiply-adds of a forward above which it is not repeated for the symbolic trace."""
 
 # The cost model: what one core of a usual machine does, in seconds. It is counted, never timed, so that the same
 # request always gives the same numbers.
@@ -81,7 +84,7 @@ class _Experiment:
 
     def carry_out(self) -> Dict[str, Any]:
         """The body of the answer."""
-        batch = None if self.recipe.inputs.stated else SEARCH_BATCH
+        batch = None if self.recipe.inputs.stated else self.recipe.inputs.batch
         model = self.recipe.build(0)
         _materialise(model, self.recipe, batch)
         trace = self._trace(model, batch)
@@ -117,13 +120,14 @@ class _Experiment:
         graph = tracer.graph("hooks")
         named = list(model.named_parameters())
         trainable = [(n, p) for n, p in named if p.requires_grad]
-        if not trainable:
-            raise ProbeError("no-gradient", "the model has no trainable parameters")
-        loss = cotangent_loss(outputs, 0)
-        found = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
+        if trainable:
+            loss = cotangent_loss(outputs, 0)
+            found = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
+        else:
+            found = ()
         samples = max((s[0] for s in self.recipe.inputs.shapes(batch)), default=1)
         parameters = sum(p.numel() for _, p in named)
-        source = self._agrees(model, graph, batch)
+        source = self._agrees(model, graph, batch) if tracer.work < SYMBOLIC_WORK else "hooks"
         return _Trace(
             graph=LayerGraph(graph.nodes, source, graph.complete),
             source=source,
@@ -173,9 +177,9 @@ class _Experiment:
         except ProbeError:
             raise
         except RuntimeError:
-            if size in (None, SEARCH_BATCH):
+            if size in (None, self.recipe.inputs.batch):
                 raise
-            size = SEARCH_BATCH  # the model insists on the batch that the search found
+            size = self.recipe.inputs.batch  # the model insists on the batch that the search found
             bench = self._bench(trace, found, size)
             written = measure(bench, range(seeds), None)
         results: List[Dict[str, Any]] = []

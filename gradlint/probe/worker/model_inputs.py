@@ -10,7 +10,7 @@ import heapq
 import inspect
 import random
 from dataclasses import dataclass, field, replace
-from trace import Tracer
+from trace import TooLarge, Tracer
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
@@ -19,11 +19,13 @@ from model_shapes import Arg, first_guesses, ladder
 from probe_errors import ProbeError, is_out_of_memory
 from torch import Tensor, nn
 
-SEARCH_BATCH = 4
+SEARCH_BATCH, SMALLEST_BATCH = 4, 2
 FORWARD_LIMIT = 60
 """Forwards that the search may take."""
-OPERATION_LIMIT = 20_000
-"""Operations that all forwards of a search may take together; a bound on its time that is not a time."""
+FORWARD_WORK, SEARCH_WORK = 1e10, 4e10
+"""Multiply-adds that one forward of a search, and all together, may take; a bound on its time that is not a time."""
+OPERATION_WORK = 1e6
+"""What calling one operation costs, in multiply-adds."""
 
 Spec = Tuple[Arg, ...]
 
@@ -34,6 +36,8 @@ class Inputs:
 
     spec: Spec
     stated: bool = False
+    batch: int = SEARCH_BATCH
+    """The batch that the search ran with."""
 
     def make(self, batch: Optional[int], seed: int, double: bool = False) -> Tuple[List[Any], Dict[str, Any]]:
         """Positional and keyword arguments, N(0, 1) where floating; ``batch`` replaces the first dimension."""
@@ -63,15 +67,18 @@ class _Candidate:
 class Search:
     """One search for the inputs of one built model."""
 
-    def __init__(self, model: nn.Module, sizes: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, sizes: Mapping[str, Any], limit: int = FORWARD_LIMIT) -> None:
         self.model = model
+        self.limit = limit
         self.sizes = sizes
         """Constructor arguments by name: they say how large inputs should be."""
         self.error: Optional[BaseException] = None
         """What the attempt that got furthest ended with."""
         self._progress = -1
         self._forwards = 0
-        self._operations = 0
+        self._work = 0.0
+        self.batch = SEARCH_BATCH
+        """Made smaller where one forward is too much work."""
         self._seen: Set[Any] = set()
         self._queue: List[_Candidate] = []
 
@@ -83,7 +90,7 @@ class Search:
         for i, spec in enumerate(first_guesses(self.model, signature, self.sizes)):
             self._push(spec, 0.0, i)
         tries = ladder(self.model, signature, self.sizes)
-        while self._forwards < FORWARD_LIMIT and self._operations < OPERATION_LIMIT:
+        while self._forwards < self.limit and self._work < SEARCH_WORK:
             if not self._queue:
                 further = next(tries, None)
                 if further is None:
@@ -92,7 +99,7 @@ class Search:
                 continue
             candidate = heapq.heappop(self._queue)
             if self._works(candidate.spec):
-                return Inputs(candidate.spec)
+                return Inputs(candidate.spec, batch=self.batch)
         raise self._failure()
 
     def _stated(self, hints: Sequence[Sequence[int]], signature: inspect.Signature) -> Inputs:
@@ -116,21 +123,28 @@ class Search:
         """Run the model once; after an error queue what the error asks for."""
         self._forwards += 1
         seed_all(0)
-        tracer = Tracer(self.model, {})
-        args, kwargs = Inputs(spec).make(SEARCH_BATCH, 0)
+        tracer = Tracer(self.model, {}, limit=FORWARD_WORK)
+        args, kwargs = Inputs(spec).make(self.batch, 0)
         try:
             tracer.trace(args, kwargs)
         except ProbeError:
             raise
+        except TooLarge as error:
+            self._work += FORWARD_WORK
+            self.error = self.error or error
+            if self.batch > SMALLEST_BATCH:
+                self.batch = SMALLEST_BATCH
+                return self._works(spec, follow)
+            return False
         except Exception as error:  # the user's code: any exception means that these inputs do not fit
             if is_out_of_memory(error):
                 raise
-            self._operations += len(tracer.nodes) + 20
+            self._work += tracer.work + OPERATION_WORK * (len(tracer.nodes) + 20)
             progress = float(len(tracer.nodes))
             if progress > self._progress:
                 self._progress, self.error = int(progress), error
             if follow:
-                for order, better in enumerate(asked_for(spec, error, self.model, self.sizes, SEARCH_BATCH)):
+                for order, better in enumerate(asked_for(spec, error, self.model, self.sizes)):
                     self._push(better, progress, order)
             return False
         return True
@@ -172,6 +186,6 @@ def captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], b
     for i, value in enumerate(args):
         spec.append(Arg.like(names[i] if i < len(names) else f"input{i}", value, batch, keyword=False))
     spec.extend(Arg.like(name, value, batch, keyword=True) for name, value in kwargs.items())
-    return Inputs(tuple(spec))
+    return Inputs(tuple(spec), batch=batch)
 
 

@@ -61,7 +61,9 @@ _CONFIG = re.compile(
 )
 _NORM = re.compile(r"norm(_layer|_fn|_cls|alization)?$")
 _ACTIVATION = re.compile(r"act(ivation)?(_fn|_func|_layer|_cls|_function)?$|non_?lin|^nl$")
-_PLURAL = re.compile(r"(dims|sizes|channels_list|depths|kernels|strides|widths|filters_list|channel_mults?|mults)$|list$")
+_PLURAL = re.compile(
+    r"(dims|sizes|channels_list|depths|kernels|strides|widths|filters_list|channel_mults?|mults)$|list$"
+)
 _MODULE = re.compile(
     r"^(fn|net|module|layer|block|model|encoder|decoder|backbone|vit|transformer|sub_?module|extractor|"
     r"student|teacher|generator|discriminator|unet|attn|ff|inner|to_.*|.*_(net|encoder|decoder|fn|module|transformer))$"
@@ -155,7 +157,7 @@ def guess(name: str, annotation: Any, notes: Dict[str, Any]) -> Any:
         return (DEPTH, DEPTH) if low in ("layers", "depths", "blocks") and hint is not int else DEPTH
     if _PLURAL.search(low):
         return (DEPTH, DEPTH) if low.startswith("depth") else _pair(low)
-    if _FLAG.search(low) and hint is not int:
+    if _FLAG.search(low) and hint is not int and not low.startswith(("num_", "n_")):
         return False
     if _ACTIVATION.search(low):
         return nn.ReLU

@@ -35,8 +35,8 @@ from step_roles import Roles, infer
 from step_world import RunWorld
 
 MAX_PATHS = 8
-TIME_SHARE = 0.5
-"""Share of the CPU limit after which no further path is begun."""
+TIME_SHARE, LAST_SHARE = 0.4, 0.8
+"""Shares of the CPU limit after which no further path is begun, and after which a running one is left."""
 DEFAULT_CPU_SECONDS = 5.0
 
 
@@ -55,7 +55,11 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
         modules = [_with_source(m, body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
         chosen = [dict(path.pop("assigned")) for path in paths]
-        edited_paths = [other.path(assignment) for assignment in chosen]
+        edited_paths = [
+            other.path(assignment)
+            for number, assignment in enumerate(chosen)
+            if not number or time.process_time() - started < LAST_SHARE * _cpu_limit()
+        ]
     kinds = {path.pop("kind") for path in [*paths, *edited_paths]}
     for path in [*paths, *edited_paths]:
         path.pop("assigned", None)
@@ -109,7 +113,7 @@ class Program:
     def _once(
         self, assigned: Mapping[str, bool], limits: Sequence[Limit]
     ) -> "tuple[Dict[str, Any], Sequence[Limit]]":
-        recorder = Recorder(self.entry, self.files, self.stubs, limits)
+        recorder = Recorder(self.entry, self.files, self.stubs, limits, LAST_SHARE * _cpu_limit())
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
         step_patch.Hooks.number = staticmethod(world.limit)

@@ -89,6 +89,8 @@ def _close(recorder: Recorder, loop: Loop) -> None:
     if loop not in recorder.loops:
         return
     recorder.loops.remove(loop)
+    if recorder.loops and loop.idle >= MAX_IDLE:
+        recorder.loops[-1].gave_up = True
     if recorder.loops and (loop.steps or loop.rounds):
         recorder.loops[-1].nested_steps += loop.all_steps
 
@@ -100,8 +102,9 @@ def _enough(recorder: Recorder, loop: Loop, before: _Round) -> bool:
     loop.all_steps += steps
     if recorder.steps >= MAX_ALL_STEPS:
         raise Stop("steps")
-    if nested and steps <= nested:
+    if (nested and steps <= nested) or (loop.gave_up and not steps):
         loop.rounds += 1
+        loop.gave_up = False
         return loop.rounds >= MAX_ROUNDS or recorder.steps >= MAX_TOTAL_STEPS
     if steps and (recorder.backwards > before.backwards or "backward" in recorder.stubs):
         loop.steps += 1

@@ -366,8 +366,10 @@ def _patch_scaler() -> None:
     real: Dict[str, Callable[..., Any]] = {n: getattr(scaler, n) for n in ("scale", "unscale_", "step", "update")}
 
     def scale(self: Any, outputs: Any) -> Any:
-        if isinstance(outputs, GhostTensor):
-            result: Any = outputs * self.get_scale() if self.is_enabled() else outputs
+        if type(outputs) is Ghost:
+            result: Any = outputs
+        elif isinstance(outputs, GhostTensor):
+            result = GhostTensor(outputs.gl_name, real["scale"](self, outputs.gl_value))
         else:
             result = real["scale"](self, outputs)
         if Hooks.recorder is not None and self.is_enabled():

@@ -7,6 +7,7 @@ not been unscaled is remembered per parameter, so that its unscaled norm is know
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
@@ -15,7 +16,7 @@ import torch
 
 Event = Dict[str, Any]
 
-MAX_EVENTS = 600
+MAX_EVENTS = 400
 MAX_STEPS = 3
 """Iterations with an optimizer step after which a training loop has shown what it does."""
 MAX_IDLE = 16
@@ -61,6 +62,8 @@ class Loop:
     nested_steps: int = 0
     quiet: int = 0
     """Iterations in which nothing was recorded."""
+    gave_up: bool = False
+    """Whether a loop inside was left because it never stepped."""
     unknown: bool = False
     """Whether how long it runs is unknown: its items are ghosts, or its condition is."""
 
@@ -79,6 +82,8 @@ class Recorder:
     files: Dict[str, str]
     stubs: Sequence[str] = ()
     limits: Sequence[Limit] = ()
+    deadline: float = float("inf")
+    """CPU time of the process at which the path is left."""
     factor: float = 10.0
     """Gradients are scaled up to this many times the limit of the clip."""
 
@@ -165,8 +170,8 @@ class Recorder:
             self.progress += 1
             for loop in self.loops:
                 loop.events += 1
-        if len(self.events) >= MAX_EVENTS:
-            raise Stop("events")
+        if len(self.events) >= MAX_EVENTS or time.process_time() > self.deadline:
+            raise Stop("enough")
         return event
 
     def note(self, text: str, line: int = 0) -> None:

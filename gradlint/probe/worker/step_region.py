@@ -208,6 +208,8 @@ class _Arguments:
 
     def _value(self, name: str) -> Any:
         role = self.world.roles.of(name)
+        if role is not None and isinstance(self.defaults.get(name), (ast.Name, ast.Attribute)):
+            return _USE_DEFAULT  # ``optimizer=torch.optim.SGD``
         if role is not None:
             return self.world.standins.value(name)
         known = self.world.value_of(name)

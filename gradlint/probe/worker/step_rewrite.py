@@ -44,7 +44,10 @@ def rewrite(tree: ast.Module, roles: Dict[str, str], is_main: bool, capture: str
 
 
 def dotted(node: ast.AST) -> Optional[str]:
-    """``self.nets[i].model`` as ``self.nets[].model``; None for anything but names, attributes and items."""
+    """``self.nets[i].model`` as ``self.nets[].model``, ``nets["a"]`` as ``nets['a']``.
+
+    None for anything but names, attributes and items.
+    """
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -52,7 +55,8 @@ def dotted(node: ast.AST) -> Optional[str]:
         return None if base is None else f"{base}.{node.attr}"
     if isinstance(node, ast.Subscript):
         base = dotted(node.value)
-        return None if base is None else f"{base}[]"
+        key = repr(node.slice.value) if isinstance(node.slice, ast.Constant) else ""
+        return None if base is None else f"{base}[{key}]"
     return None
 
 
@@ -310,6 +314,12 @@ class _Expressions(ast.NodeTransformer):
             if not isinstance(right, ast.Constant):
                 negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
                 return _at(_call("_gl_same", node.left, right, negated), node)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load) and isinstance(node.slice, (ast.Name, ast.Attribute, ast.Call)):
+            return _at(_call("_gl_item", node.value, node.slice), node)
         return node
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:

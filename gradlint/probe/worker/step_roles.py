@@ -27,6 +27,10 @@ _NOT_OPTIMIZER = re.compile(
 _MODEL_NAME = re.compile(
     r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE
 )
+_PLAIN = re.compile(
+    r"(^|[._])(loss|losses|epoch|step|batch|data|args?|cfg|config|state|split|device|lr|name|path|params?|x|y)$"
+)
+"""Names of plain values, whatever they are handed to."""
 _SURE_MODEL_NAME = re.compile(r"^(model|net|network)$")
 _PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
 _AFFINITY_WORDS = re.compile(
@@ -55,8 +59,8 @@ class Roles:
     optimizers: List[OptimizerCall] = field(default_factory=list)
 
     def of(self, path: str) -> Optional[str]:
-        """The role of a path; items are all alike (``nets['G']`` is ``nets[]``)."""
-        return self.by_path.get(re.sub(r"\[[^\]]*\]", "[]", path))
+        """The role of a path; an item of which nothing is known is like the others (``nets[]``)."""
+        return self.by_path.get(path) or self.by_path.get(re.sub(r"\[[^\]]*\]", "[]", path))
 
 
 @dataclass
@@ -85,7 +89,8 @@ def infer(trees: Iterable[ast.Module]) -> Roles:
         for path, use in uses.items():
             if "step" in use.methods and not _NOT_OPTIMIZER.search(path) and path not in roles.by_path:
                 roles.by_path[path] = OPTIMIZER
-    _travel(trees, roles.by_path)
+    classes = {p for p, use in uses.items() if use.called and not use.methods}
+    _travel(trees, roles.by_path, classes)
     _fold_children(roles)
     for tree in trees:
         roles.optimizers.extend(_optimizer_calls(tree))
@@ -171,8 +176,11 @@ def _role(path: str, use: _Use) -> Optional[str]:
     return None
 
 
-def _travel(trees: List[ast.Module], by_path: Dict[str, str]) -> None:
-    """Carry roles along plain assignments, loops over collections and arguments of known functions."""
+def _travel(trees: List[ast.Module], by_path: Dict[str, str], classes: Set[str]) -> None:
+    """Carry roles along plain assignments, loops over collections and arguments of known functions.
+
+    ``classes``: paths that are only called, so that an optimizer of that name is a class.
+    """
     links: Set[Tuple[str, str]] = set()
     functions = _functions(trees)
     for tree in trees:
@@ -190,8 +198,11 @@ def _travel(trees: List[ast.Module], by_path: Dict[str, str]) -> None:
     for _ in range(4):
         for left, right in links:
             for a, b in ((left, right), (right, left)):
-                if a in by_path and b not in by_path and b != "self" and not _NOT_OPTIMIZER.search(b):
-                    by_path[b] = by_path[a]
+                if a not in by_path or b in by_path or _NOT_OPTIMIZER.search(b) or _PLAIN.search(b):
+                    continue
+                if by_path[a] == OPTIMIZER and b in classes:
+                    continue
+                by_path[b] = by_path[a]
 
 
 def _functions(trees: Iterable[ast.Module]) -> Dict[str, List[str]]:

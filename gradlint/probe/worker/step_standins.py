@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
-from ghost import Ghost, combine, scalar_of
+from ghost import Ghost, combine, scalar_of, short
 from step_roles import MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with
 
 WIDTH = 4
@@ -67,6 +67,54 @@ class StandInModel(torch.nn.Module):
         return Ghost("load_state_dict()")
 
 
+class Many:
+    """A collection of models or optimizers: list and dict at once, its elements made when asked for."""
+
+    def __init__(self, name: str, make: Callable[[str], Any]) -> None:
+        self.gl_name = name
+        self._make = make
+        self._elements: Dict[str, Any] = {}
+
+    def __getitem__(self, key: Any) -> Any:
+        place = f"[{short(key)}]"
+        if place not in self._elements:
+            self._elements[place] = self._make(self.gl_name + place)
+        return self._elements[place]
+
+    def _all(self) -> Dict[str, Any]:
+        return self._elements if self._elements else {"0": self[0]}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._all().values()))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __contains__(self, key: Any) -> bool:
+        return True
+
+    def values(self) -> List[Any]:
+        """As of a dict."""
+        return list(self._all().values())
+
+    def keys(self) -> List[str]:
+        """As of a dict."""
+        return list(self._all())
+
+    def items(self) -> List[Any]:
+        """As of a dict."""
+        return list(self._all().items())
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As of a dict that holds everything."""
+        return self[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Ghost(f"{self.gl_name}.{name}")
+
+
 class StandIns:
     """The objects behind the paths with a role, made when first asked for; real ones are bound by the program."""
 
@@ -92,7 +140,7 @@ class StandIns:
 
     def _make(self, path: str, role: str) -> Any:
         if role.startswith(MANY):
-            return [self._make(f"{path}[0]", role[len(MANY) :])]
+            return Many(path, lambda place: self._make(place, role[len(MANY) :]))
         if role == OPTIMIZER:
             return self.optimizer(path)
         if role == SCALER:

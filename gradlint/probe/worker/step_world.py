@@ -231,6 +231,7 @@ class RunWorld(World):
             "_gl_test": self._test,
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
+            "_gl_item": _item,
             "_gl_same": self._same,
             "_gl_cast": self._cast,
             "_gl_named": _named,
@@ -359,6 +360,9 @@ class _GhostRange:
         for number, _ in enumerate(Ghost("range()")):
             yield self.start + number
 
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(range(self.start, self.start + ASSUMED_LENGTH))
+
 
 class _Manager:
     """A context manager that cannot fail on the way in or out; what is none becomes a ghost."""
@@ -388,6 +392,15 @@ class _Manager:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """``print`` and its like."""
+
+
+def _item(holder: Any, key: Any) -> Any:
+    """``holder[key]``; an unknown key of a known collection picks any of its items."""
+    if not isinstance(key, Ghost) or not isinstance(holder, (dict, list, tuple)) or not holder:
+        return holder[key]
+    if isinstance(holder, dict):
+        return holder[key] if key in holder else next(iter(holder.values()))
+    return holder[0]
 
 
 def _title(value: Any) -> str:

@@ -9,6 +9,7 @@ lookup uses them. An :class:`Intervention` may replace weights, outputs and acti
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -29,6 +30,9 @@ from model_ops import LINEAR_JOINS, PRODUCT, QUESTIONS, REPLACES_FIRST, operatio
 from model_weights import Names, fans, init_of, path_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+VALUE_WORK = 60
+"""Multiply-adds that take as long as writing one number."""
 
 
 class Intervention:
@@ -51,20 +55,30 @@ class Intervention:
         return None
 
 
+class TooLarge(RuntimeError):
+    """A forward pass did more than it may."""
+
+
 class Tracer(TorchFunctionMode):
     """Record one forward pass of ``model``. ``lines`` maps ``id(module)`` to the line that made it."""
 
     def __init__(
-        self, model: nn.Module, lines: Mapping[int, int], intervention: Optional[Intervention] = None
+        self,
+        model: nn.Module,
+        lines: Mapping[int, int],
+        intervention: Optional[Intervention] = None,
+        limit: float = math.inf,
     ) -> None:
         super().__init__()
         self.nodes: List[Node] = []
         self.complete = True
         self.second_order = False
         self.multiply_adds = 0.0
-        """Of the weight layers, over the whole batch."""
+        """Of the matrix products, over the whole batch."""
         self.values = 0.0
         """Numbers in the outputs of all operations."""
+        self.limit = limit
+        """Work, in multiply-adds, after which :class:`TooLarge` is raised."""
         self._lines = lines
         self._model = model
         self._intervention = intervention
@@ -89,6 +103,11 @@ class Tracer(TorchFunctionMode):
         if producers:
             self._add(OUTPUT, "output", tuple(producers), [])
         return output, found
+
+    @property
+    def work(self) -> float:
+        """What was computed, in multiply-adds; moving a number costs as much as many of them."""
+        return self.multiply_adds + VALUE_WORK * self.values
 
     def graph(self, source: str) -> LayerGraph:
         """What was recorded."""
@@ -187,6 +206,8 @@ class Tracer(TorchFunctionMode):
         before = [self._node_of(t) for t in live + [b for b in bias if self._is_live(b)]]
         names = self._names_in(factors + bias)
         result = func(*args, **kwargs)
+        if factors and isinstance(result, Tensor):
+            self.multiply_adds += float(result.numel()) * (factors[0].shape[-1] if factors[0].dim() else 1)
         if before:
             single = len(before) == 1
             known = len(factors) == 2 and single and bool(learnt)
@@ -265,6 +286,8 @@ class Tracer(TorchFunctionMode):
             more["path"] = path_of(names, self._owners)[0] if names else path
             more.setdefault("line", self._lines.get(id(self._stack[-1])) if self._stack else None)
         self.values += sum(t.numel() for t in found)
+        if self.work > self.limit:
+            raise TooLarge(f"more than {self.limit:.0e} multiply-adds in one forward")
         self._add(kind, op, inputs, found, **more)
         for t in found:
             base = t._base
