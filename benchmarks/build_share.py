@@ -46,7 +46,9 @@ def main() -> None:
             if isinstance(prepared, Prepared):
                 requests[f"{path}:{name}"] = (str(path), name, prepared)
             else:
-                rows.append((str(path), name, prepared.reason if prepared else "none", prepared.detail if prepared else ""))
+                rows.append(
+                    (str(path), name, prepared.reason if prepared else "none", prepared.detail if prepared else "")
+                )
     started = time.monotonic()
     with ProbeClient(sys.executable, options.timeout, 3600.0, 2) as client:
         assert client.start().available
@@ -66,7 +68,9 @@ def main() -> None:
     counts = collections.Counter(r[2] for r in rows)
     traces = collections.Counter(r[3] for r in rows if r[2] == "ok")
     total = len(rows)
-    print(f"{counts['ok']} of {total} classes ({counts['ok'] / max(total, 1):.1%}) in {seconds:.0f} s; {dict(counts)}; {dict(traces)}")
+    print(
+        f"{counts['ok']} of {total} classes ({counts['ok'] / max(total, 1):.1%}) in {seconds:.0f} s; {dict(counts)}; {dict(traces)}"
+    )
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows(sorted(rows))

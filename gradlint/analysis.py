@@ -68,6 +68,9 @@ class Analyst:
             return Analysis(path, considered=False)
         if isinstance(source, Problem):
             return Analysis(path, problem=source)
+        if data is not None:
+            self.index = self.index.with_text(path, source.text)
+            self.project = Project(self.index)
         file = self.index.parse(path)
         tree = file.tree if file is not None and file.text == source.text else parse(source)
         suppressions = read_suppressions(source.text)
@@ -152,4 +155,3 @@ class Analyst:
         except Exception as error:
             crashes.append(crash_of(candidate.path, f"slicing for {candidate.code}", error))
             return Unsliced("not-sliced", "gradlint failed to slice it: please report this")
-

@@ -1,6 +1,6 @@
 """From paths to findings: the whole flow.
 
-    files -> Analyst (facts, candidates, requests) -> ProbeClient (measurements) -> judge -> findings
+files -> Analyst (facts, candidates, requests) -> ProbeClient (measurements) -> judge -> findings
 """
 
 from __future__ import annotations
@@ -267,6 +267,3 @@ def _ignored(finding: Finding, settings: Settings) -> bool:
         finding.code in codes and Patterns(base, (pattern,)).decision(path, is_dir=False)
         for pattern, codes in settings.per_file_ignores
     )
-
-
-

@@ -95,13 +95,12 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
     """Clips that come before the backward of their iteration on every path, in every region they belong to."""
     steps = facts.steps or StepFacts()
     for places_of_clip in _clips(steps, facts.path).values():
-        courses = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
-        verdicts = [fault for *_, fault in courses]
-        if any(fault == "right" for fault in verdicts):
+        faults = [(region, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
+        if any(fault == "right" for _, _, fault in faults):
             continue
-        for region, node, clip, fault in courses:
+        for region, clip, fault in faults:
             if isinstance(fault, _Course):
-                yield _candidate(facts, steps, region, node, clip, fault)
+                yield _candidate(facts, steps, region, clip, fault)
                 break
 
 
@@ -117,7 +116,7 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
         found = {kind: tuple(e for e in inside if e.kind == kind) for kind in ("backward", "step")}
         course = _Course(found["backward"][:1], found["step"][:1], False)
         if course.backward and course.steps:
-            yield _candidate(facts, steps, region, node, clip, course, edit=False)
+            yield _candidate(facts, steps, region, clip, course, edit=False)
 
 
 def _in(turn: Turn, index: int) -> bool:
@@ -248,33 +247,29 @@ def _candidate(
     facts: FileFacts,
     steps: StepFacts,
     region: Region,
-    node: int,
     clip: Event,
     course: _Course,
     edit: bool = True,
 ) -> Candidate:
-    backward = course.backward[0]
-    frame, _ = common_frame([clip, backward, course.steps[0]], facts.path)
+    backward, step = course.backward[0], course.steps[0]
+    frame, _ = common_frame([clip, backward, step], facts.path)
     remedy = _remedy(facts, region, clip, course) if edit else None
     lines = tuple(sorted(new for new, old in remedy.line_map.items() if old == clip.line)) if remedy else ()
-    written = _where(backward, facts.path)
+    name = clip.name.rsplit(".", 1)[-1]
+    place = f"line {backward.line}" if backward.path == facts.path else f"{backward.path}:{backward.line}"
+    message = f"{name} runs before {backward.name}() ({place}): the gradients that {step.name}() uses are not clipped"
     return Candidate(
         code="GL101",
         path=facts.path,
         location=clip.location,
         symbol=_symbol(steps, frame.qualname, clip),
-        message=f"{clip.name} runs before {written}: the gradients that reach {course.steps[0].name}() are not clipped",
+        message=message,
         experiment=StepExperiment(facts.path, frame.qualname, (clip.line,), remedy, lines),
-        help=f"move the call to after {backward.name}(), ahead of {course.steps[0].name}()",
+        help=f"move the call to after {backward.name}(), ahead of {step.name}()",
         group=f"{facts.path}:{clip.line}",
         related=(Related(backward.path, backward.line, "the gradients of this iteration are computed here"),),
         facts={"line": clip.line, "by_value": clip.by_value, "edited_lines": list(lines)},
     )
-
-
-def _where(event: Event, path: str) -> str:
-    place = f"line {event.line}" if event.path == path else f"{event.path}:{event.line}"
-    return f"{event.name}() of its iteration ({place})"
 
 
 def _symbol(steps: StepFacts, qualname: str, clip: Event) -> str:

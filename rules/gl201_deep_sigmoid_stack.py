@@ -126,7 +126,8 @@ replace the hidden sigmoids by nn.ReLU() and initialise the layers for it:
     for m in self.modules():
         if isinstance(m, (nn.Linear, nn.Conv2d)):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
 or, to keep the sigmoids, put a BatchNorm between each layer and its sigmoid"""
 
 RULE = Rule(

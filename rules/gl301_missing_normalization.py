@@ -76,7 +76,13 @@ from typing import Any
 
 from gradlint.facts import FileFacts, ModelFacts
 from gradlint.facts.chain_verdict import judge_chains, model_candidates
-from gradlint.facts.vanishing import LOW_DIMENSIONAL_INPUT, ChainView, may_be_default_stack, predicted_sick, proposes_default
+from gradlint.facts.vanishing import (
+    LOW_DIMENSIONAL_INPUT,
+    ChainView,
+    may_be_default_stack,
+    predicted_sick,
+    proposes_default,
+)
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
 
 REMEDIES = ("batch_norm", "layer_norm")
@@ -118,7 +124,7 @@ def _on_paper(v: ChainView, model: ModelFacts) -> bool:
 
 
 def _describe(v: ChainView, model: ModelFacts) -> tuple[str, str]:
-    return _message(v), _help("BatchNorm")
+    return _message(v), _help(v, "batch_norm")
 
 
 def _message(v: ChainView) -> str:
@@ -134,17 +140,26 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
 
 
 def _explain(v: ChainView, chain: Mapping[str, Any], remedy: str) -> tuple[str, str]:
-    return _message(v), _help("BatchNorm" if remedy == "batch_norm" else "LayerNorm")
+    return _message(v), _help(v, remedy)
 
 
-def _help(norm: str) -> str:
-    linear, conv = {
-        "BatchNorm": ("nn.BatchNorm1d(out_features)", "nn.BatchNorm2d(out_channels)"),
-        "LayerNorm": ("nn.LayerNorm(out_features)", "nn.GroupNorm(1, out_channels)"),
-    }[norm]
+_NORMS = {
+    "linear": ("nn.Linear", "nn.BatchNorm1d(out_features)", "nn.LayerNorm(out_features)"),
+    "conv1d": ("nn.Conv1d", "nn.BatchNorm1d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+    "conv2d": ("nn.Conv2d", "nn.BatchNorm2d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+    "conv3d": ("nn.Conv3d", "nn.BatchNorm3d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+    "conv_transpose1d": ("nn.ConvTranspose1d", "nn.BatchNorm1d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+    "conv_transpose2d": ("nn.ConvTranspose2d", "nn.BatchNorm2d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+    "conv_transpose3d": ("nn.ConvTranspose3d", "nn.BatchNorm3d(out_channels)", "nn.GroupNorm(1, out_channels)"),
+}
+
+
+def _help(v: ChainView, remedy: str) -> str:
+    rows = [_NORMS[op] for op in sorted(v.ops) if op in _NORMS] or [_NORMS["linear"]]
+    calls = [f"{batch if remedy == 'batch_norm' else layer} after each {name}" for name, batch, layer in rows]
     return (
-        f"add {linear} after each nn.Linear ({conv} after each nn.Conv2d) of the chain but the last,\n"
-        "before its activation; residual connections, or a fitting initialiser (GL302), serve as well"
+        f"add {' and '.join(calls)} of the chain but the last, before its activation;\n"
+        "residual connections, or an initialiser that fits the activation (GL302), serve as well: one of them is enough"
     )
 
 

@@ -114,7 +114,7 @@ def _on_paper(v: ChainView, model: ModelFacts) -> bool:
 
 
 def _describe(v: ChainView, model: ModelFacts) -> tuple[str, str]:
-    return _message(v), _help(_fitting(v))
+    return _message(v), _help(v, _fitting(v))
 
 
 def _message(v: ChainView) -> str:
@@ -130,7 +130,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
 
 
 def _explain(v: ChainView, chain: Mapping[str, Any], remedy: str) -> tuple[str, str]:
-    return _message(v), _help(remedy)
+    return _message(v), _help(v, remedy)
 
 
 def _fitting(v: ChainView) -> str:
@@ -139,18 +139,28 @@ def _fitting(v: ChainView) -> str:
     return "xavier" if v.family == "tanh" else "he"
 
 
-def _help(remedy: str) -> str:
-    call = {
-        "he": 'nn.init.kaiming_normal_(m.weight, nonlinearity="relu")',
-        "xavier": "nn.init.xavier_uniform_(m.weight)",
-        "lecun": 'nn.init.kaiming_normal_(m.weight, nonlinearity="linear")',
-    }[remedy]
+_CLASSES = {
+    "linear": "nn.Linear", "conv1d": "nn.Conv1d", "conv2d": "nn.Conv2d", "conv3d": "nn.Conv3d",
+    "conv_transpose1d": "nn.ConvTranspose1d", "conv_transpose2d": "nn.ConvTranspose2d",
+    "conv_transpose3d": "nn.ConvTranspose3d",
+}  # fmt: skip
+_CALLS = {
+    "he": 'nn.init.kaiming_normal_(m.weight, nonlinearity="relu")',
+    "xavier": "nn.init.xavier_uniform_(m.weight)",
+    "lecun": 'nn.init.kaiming_normal_(m.weight, nonlinearity="linear")',
+}
+
+
+def _help(v: ChainView, remedy: str) -> str:
+    names = [_CLASSES[op] for op in sorted(v.ops) if op in _CLASSES] or ["nn.Linear"]
+    kinds = names[0] if len(names) == 1 else f"({', '.join(names)})"
     return f"""\
 initialise the layers for their activation, at the end of __init__:
     for m in self.modules():
-        if isinstance(m, (nn.Linear, nn.Conv2d)):
-            {call}
-            nn.init.zeros_(m.bias)"""
+        if isinstance(m, {kinds}):
+            {_CALLS[remedy]}
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)"""
 
 
 RULE = Rule(

@@ -53,9 +53,7 @@ class Lab:
         facts, index = self.facts(text)
         return [(c, prepare(index, c, ())) for c in rule.places(facts)]
 
-    def verdict(
-        self, rule: Rule, pair: tuple[Candidate, Prepared | Unsliced | None], **controls: Any
-    ) -> Judgement:
+    def verdict(self, rule: Rule, pair: tuple[Candidate, Prepared | Unsliced | None], **controls: Any) -> Judgement:
         """Run the experiment (with ``controls`` of the worker) and judge it."""
         candidate, prepared = pair
         if not isinstance(prepared, Prepared):

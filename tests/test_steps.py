@@ -212,7 +212,7 @@ def reaching(source: str) -> set[str]:
         def read(self, node: ast.expr | ast.stmt, frame: None, room: bool) -> list[str]:
             return [n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
 
-    graph = build(tree.body, None, Reader())  # type: ignore[arg-type,var-annotated]
+    graph = build(tree.body, None, Reader())
     states = solve(
         graph,
         {graph.entry: frozenset({"start"})},

@@ -299,4 +299,3 @@ class CallTable:
 
 def _int(value: Value) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-

@@ -130,7 +130,7 @@ def _read_class(
     node = cls.node
     return ModelFacts(
         symbol=node.name,
-        location=_location(module, node.lineno, node.col_offset, node.lineno, None),
+        location=_header(module, node),
         kind="class",
         qualname=node.name,
         scope=None,
@@ -388,6 +388,14 @@ def _returns(scope: ast.FunctionDef, call: ast.Call) -> bool:
         isinstance(n, ast.Return) and n.value is not None and any(m is call for m in ast.walk(n.value))
         for n in ast.walk(scope)
     )
+
+
+def _header(module: ModuleEnv, node: ast.ClassDef) -> Location:
+    """``class Net(nn.Module)``, as far as it stands on its first line."""
+    ends = [e.end_col_offset for e in (*node.bases, *(k.value for k in node.keywords)) if e.end_lineno == node.lineno]
+    start = node.col_offset + len("class ") + len(node.name.encode())
+    end = max(e for e in ends if e is not None) + 1 if ends else start
+    return _location(module, node.lineno, node.col_offset, node.lineno, end)
 
 
 def _location(module: ModuleEnv, line: int, column: int, end_line: int | None, end_column: int | None) -> Location:

@@ -49,7 +49,9 @@ class Objects:
         if init is not None:
             self.interp.call_function(FuncValue(init.node, init.module, init.env, instance, init.owner), args, kwargs)
         elif layer is not None:
-            instance.attrs["__layer__"] = self.table.layer(layer, list(args), dict(kwargs), _made_at(cls), Env(cls.module))
+            instance.attrs["__layer__"] = self.table.layer(
+                layer, list(args), dict(kwargs), _made_at(cls), Env(cls.module)
+            )
         elif base == "Sequential":
             self.table.containers.extend_container(instance.attrs["__items__"], list(args))
         else:

@@ -8,6 +8,7 @@ from gradlint.facts.callsites import CallSite
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.modules import Evaluator, ModuleEnv
 
+
 class Project:
     """Top levels of files. One reading at a time uses them."""
 

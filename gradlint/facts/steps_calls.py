@@ -25,6 +25,8 @@ from gradlint.facts.steps_words import (
 )
 from gradlint.rule import Location
 
+SHORT = 40
+"""Characters of a callee that a message can take."""
 LOGGING_LIMIT = 1e6
 """A literal clip limit from here on never acts: it is there to measure the norm."""
 
@@ -37,9 +39,15 @@ def event_of(
     object: str = "",
     **details: object,
 ) -> Event:
-    written = name or (spelled(node.func) or callee(node, None) if isinstance(node, ast.Call) else "")
+    written = name or (_written(node) if isinstance(node, ast.Call) else "")
     location: Location = frame.unit.lines.location(node)
     return Event(kind, written, location, frame.unit.path, object, frames=frame.frames, **details)  # type: ignore[arg-type]
+
+
+def _written(call: ast.Call) -> str:
+    """What is called, as written if that is short: ``scaler.scale(loss).backward``."""
+    text = spelled(call.func) or ast.unparse(call.func)
+    return text if len(text) <= SHORT else callee(call)
 
 
 def backward_event(call: ast.Call, frame: Context) -> Event:

@@ -40,17 +40,17 @@ MODEL_METHODS = _set("parameters named_parameters eval modules named_modules req
 PARAMETER_METHODS = _set("parameters named_parameters trainable_parameters get_parameters")
 
 STRONG = _set(
-    """backward backwards backprop backpropagate train training trainer learn optimize optimise optimization step
-    steps update updates fit accumulate apply hook hooks callback callbacks closure grad grads gradient gradients
-    reinforce finetune pretrain iteration iterate clip event trigger dispatch"""
+    """backward backwards backprop backpropagate bwd minimize train training trainer learn optimize optimise
+    optimization step steps update updates fit accumulate apply hook hooks callback callbacks closure grad grads
+    gradient gradients reinforce finetune pretrain iteration iterate clip event trigger dispatch"""
 )
 """In the name of a call that cannot be read: it may touch gradients."""
 OF_ANYTHING = _set("update updates apply accumulate fit clip event")
 """Among them those that every kind of object has."""
 COMPUTING = _set(
-    """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric metrics
-    accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform normalize
-    denormalize mean sum stack cat optimizers schedulers count size len next fetch read"""
+    """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric
+    metrics accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform
+    normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read"""
 )
 """In the name of a call that cannot be read: it computes something, unless it is given an optimizer."""
 BOOKKEEPING = _set(

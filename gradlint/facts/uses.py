@@ -298,6 +298,9 @@ def mutated(node: ast.stmt) -> set[str]:
     elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
         targets = [node.target]
     roots = {root(t) for t in targets if isinstance(t, (ast.Attribute, ast.Subscript))}
+    value = getattr(node, "value", None)
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in MUTATORS:
+        roots.add(root(value.func))  # `group = parser.add_argument_group()`
     return {r for r in roots if r is not None}
 
 

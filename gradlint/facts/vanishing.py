@@ -76,6 +76,8 @@ class ChainView:
     default_init: bool
     periodic: bool
     input_features: int | None
+    ops: frozenset[str] = frozenset()
+    """The kinds of weight layer on it, the last one left out: ``linear``, ``conv2d``."""
     open_ended: bool = False
     """Some layer was made in a loop whose length the text does not tell: the chain may be longer than it looks."""
     prediction: Prediction | None = None
@@ -119,6 +121,7 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
         default_init=default_init,
         periodic=any(a in PERIODIC for a in acts),
         input_features=chain.layers[0].fan_in,
+        ops=frozenset(layer.op for layer in chain.layers[:-1]),
         open_ended=any(layer.attrs.get("uncertain") for layer in chain.layers),
         prediction=_prediction(chain),
         square=len({layer.fan_in for layer in chain.layers[1:]}) == 1 and chain.layers[0].op == "linear",

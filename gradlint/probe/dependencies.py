@@ -93,6 +93,8 @@ class Slicer:
         for unit in part.mutators.get(name, ()):
             if unit.hidden is None or (in_main and unit.main):
                 self.keep(part, unit, name)
+                for made in unit.binds if isinstance(unit.node, ast.Assign) else ():
+                    self.want(part, made, "", unit)  # a part of the object, which may be filled by that name
         if (tail or "").startswith("regist") or (by is not None and part.registers(by, name)):
             return
         if any(isinstance(u.node, (ast.Assign, ast.AnnAssign)) for u in part.binders[name]):

@@ -26,6 +26,8 @@ class Body:
 
     part: Part
     needs: Needs = field(default_factory=dict)
+    bound: set[str] = field(default_factory=set)
+    """Names that the kept statements bind, perhaps only in a branch."""
     whole: list[ast.stmt] = field(default_factory=list)
     partly: list[ast.stmt] = field(default_factory=list)
     replaced: dict[ast.stmt, str] = field(default_factory=dict)
@@ -103,17 +105,27 @@ def _step(body: Body, node: ast.stmt, name: str | None) -> None:
 def _keep_partly(body: Body, node: ast.stmt, inner: list[list[ast.stmt]], name: str | None) -> None:
     """A loop that trains, or branches of which one makes the value: the header, and the slice of each block."""
     body.partly.append(node)
+    before = {k: set(v) for k, v in body.needs.items()}
+    after = {k: set(v) for k, v in body.needs.items()}  # a branch need not run: what it binds may come from before
     for block in inner:
+        body.needs = {k: set(v) for k, v in before.items()}
         slice_body(body, block, name if name is not None and any(name in _bound(s) for s in block) else None)
+        for key, tails in body.needs.items():
+            after.setdefault(key, set()).update(tails)
+    body.needs = after
     probe: list[ast.expr] = [c for c in ast.iter_child_nodes(node) if isinstance(c, ast.expr)]
     if isinstance(node, (ast.With, ast.AsyncWith)):
         probe = [item.context_expr for item in node.items]
+    for made, _ in assigned(node):
+        body.needs.pop(made, None)
+        body.bound.add(made)
     for expr in probe:
         _need(body, _read(body, ast.copy_location(ast.Expr(expr), node)))
 
 
 def _keep_whole(body: Body, node: ast.stmt) -> None:
     body.whole.append(node)
+    body.bound |= _bound(node)
     _need(body, _read(body, node))
     for inner in _own_statements(node):
         if isinstance(inner, (ast.Return, ast.Nonlocal)):

@@ -8,6 +8,7 @@ function) and :func:`slice_step` (a training step). None of them runs or imports
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ def slice_variable(index: ProjectIndex, path: str, scope: str, name: str, calls:
     """The statements of the function ``scope`` that the value of its local ``name`` depends on, at module level.
 
     They stay on their lines and columns: the function's header becomes ``if 1:`` or, where parameters are needed,
-    ``for depth in [12]:`` with their values from calls in the project, from configuration or from defaults.
+    ``for depth in [12]:`` with their values from calls in the project, from configuration or from defaults. Where
+    the function stands before what it uses they are a module of their own, that imports from the file's slice.
     What the value depends on outside the function is sliced as by :func:`slice_for`.
     """
     file = index.parse(path)
@@ -86,11 +88,30 @@ def slice_variable(index: ProjectIndex, path: str, scope: str, name: str, calls:
             body.headers[node] = "if 1:"
     if not runs_at_top(body.whole):
         return Slice((), file.module, (name,))
-    unbound = body.needs.pop(name, None)
+    if name in body.needs and name not in body.bound:
+        slicer.missing[f"{file.module}.{scope}.{name}"] = None
+        body.needs.pop(name)
+    _follow_body(slicer, part, body)
+    slicer.run()
+    if any(unit.node.lineno > chain[0].lineno for unit in part.kept) and chain[0].lineno > 1:
+        own = Part(dataclasses.replace(file, module=f"{file.module}__{chain[-1].lineno}", is_package=False))
+        own.extra = body.keep()
+        slicer.parts = {own.file.module: own, **slicer.parts}
+        names = sorted(part.binders.keys() & body.needs.keys())
+        made = _finish(slicer, own.file, calls)
+        return dataclasses.replace(
+            made, modules=(_importing(made.modules[0], file, names, chain[0]), *made.modules[1:])
+        )
     part.extra = body.keep()
+    return _finish(slicer, file, calls)
+
+
+def _follow_body(slicer: Slicer, part: Part, body: Body) -> None:
+    """What the kept statements of functions need from outside."""
     for local, tails in body.needs.items():
-        for tail in tails:
-            slicer.want(part, local, tail)
+        if local not in body.bound or local in part.binders:
+            for tail in tails:
+                slicer.want(part, local, tail)
     for node in body.whole:
         for inner in part.read(node).imports:
             if inner is not node:
@@ -98,9 +119,14 @@ def slice_variable(index: ProjectIndex, path: str, scope: str, name: str, calls:
     for imported, alias, tails in body.imports:
         for tail in tails or {""}:
             slicer.alias(part, imported, alias, tail, narrow=False)
-    if unbound is not None:
-        slicer.missing[f"{file.module}.{scope}.{name}"] = None
-    return _finish(slicer, file, calls)
+
+
+def _importing(module: Module, file: SourceFile, names: Sequence[str], node: ast.stmt) -> Module:
+    """A function's statements as a module of their own, for a function that stands before what it uses."""
+    lines = module["source"].split("\n")
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    lines[first - 2] = f"from {file.module} import {', '.join(names)}" if names else ""
+    return {**module, "source": "\n".join(lines)}
 
 
 def slice_step(index: ProjectIndex, path: str, region: str) -> Slice:

@@ -68,15 +68,11 @@ def _matmul(arg: Arg, m: Match[str], context: _Context) -> Iterator[Arg]:
     have, want = int(m[2]), int(m[3])
     if arg.shape[-1] == have and len(arg.shape) > 1:
         yield _with_dim(arg, -1, want)
-    if len(arg.shape) >= 4 and have and want % have == 0:
+    if len(arg.shape) >= 4:
         # Flattened features: their number grows with the area.
-        side = round((want / have) ** (1.0 / (len(arg.shape) - 2)))
-        yield _resized(arg, arg.shape[-1] * side)
-        yield from (_resized(arg, s) for s in _ROUND if s != arg.shape[-1])
-    elif len(arg.shape) >= 4:
-        guess = arg.shape[-1] * (want / max(have, 1)) ** (1.0 / (len(arg.shape) - 2))
-        near = sorted(_ROUND, key=lambda s: abs(s - guess))
-        yield from (_resized(arg, s) for s in near if s != arg.shape[-1])
+        side = arg.shape[-1] * (want / max(have, 1)) ** (1.0 / (len(arg.shape) - 2))
+        near = sorted(_ROUND, key=lambda s: abs(s - side))
+        yield from (_resized(arg, s) for s in dict.fromkeys([round(side), *near]) if s not in (0, arg.shape[-1]))
     if len(arg.shape) == 3 and arg.shape[-1] != have:
         scaled = arg.shape[-1] * want / max(have, 1)
         if scaled >= 1 and scaled == int(scaled):

@@ -21,12 +21,14 @@ import cpu_standins
 import ghost
 import integrity
 import step_patch
+import step_scaling
 import step_tolerance
 import torch
 from modules import filename_of
 from probe_errors import ProbeError
 from step_flow import Flow, read
 from step_globals import fill_before
+from step_helpers import Helpers
 from step_imports import StepModules
 from step_record import Limit, Recorder, number_iterations
 from step_region import call_region
@@ -121,7 +123,7 @@ class Program:
         watched = integrity.take(integrity.TORCH)
         ghost.enter(world)
         error: Optional[str] = None
-        modules = StepModules(self.modules, self._compile, world.helpers(), lambda m: self._prepare(m, world))
+        modules = StepModules(self.modules, self._compile, Helpers(world).names(), lambda m: self._prepare(m, world))
         try:
             step_patch.Hooks.recorder = recorder
             with modules:
@@ -168,6 +170,7 @@ def _install_once() -> None:
         _Installed.done = True
         cpu_standins.install()
         step_patch.install()
+        step_scaling.install()
 
 
 def _is_child(roles: Roles, path: str) -> bool:

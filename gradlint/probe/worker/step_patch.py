@@ -40,7 +40,6 @@ def install() -> None:
     _patch_backward()
     _patch_zero_grad()
     _patch_optimizer()
-    _patch_scaler()
 
 
 def parameter_list(value: Any) -> Tuple[List[torch.Tensor], bool]:
@@ -205,7 +204,7 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
     """Run a backward pass and record it."""
     recorder.depth += 1
     try:
-        scale, recorder.pending_scale = recorder.pending_scale, None
+        scale = recorder.pending_scales.pop(0) if recorder.pending_scales else None
         event = recorder.add("backward", scaled=scale is not None, scale=scale)
         before = recorder.snapshot()
         if "backward" in recorder.stubs:
@@ -302,7 +301,7 @@ def _before_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) 
     if sum(p.numel() for p in params) <= DELTA_LIMIT:
         weights = {id(p): p.detach().clone() for p in params}
     if isinstance(closure, Ghost) or closure is None:
-        event = _step_event(recorder, optimizer, params)
+        event = step_event(recorder, optimizer, params)
         _OPEN_STEPS.append((optimizer, event, weights))
         return (args[:1], {k: v for k, v in kwargs.items() if k != "closure"})
     event = {}
@@ -321,7 +320,7 @@ def _counted(
 
     def evaluate() -> Any:
         loss = closure()
-        new = _step_event(recorder, optimizer, params, evaluation=count[0])
+        new = step_event(recorder, optimizer, params, evaluation=count[0])
         if not count[0]:
             event.update(new)
         count[0] += 1
@@ -332,7 +331,7 @@ def _counted(
     return evaluate
 
 
-def _step_event(recorder: Recorder, optimizer: Any, params: List[torch.Tensor], **extra: Any) -> Event:
+def step_event(recorder: Recorder, optimizer: Any, params: List[torch.Tensor], **extra: Any) -> Event:
     raw, plain = recorder.norms(params)
     event = recorder.add("step", object=recorder.name(optimizer, "optimizer"), norms=raw, norms_unscaled=plain, **extra)
     event["optimizer"] = type(optimizer).__name__
@@ -345,6 +344,7 @@ def _step_event(recorder: Recorder, optimizer: Any, params: List[torch.Tensor], 
     if recorder.pending_step is not None:
         event["via"] = recorder.pending_step
     recorder.steps += 1
+    recorder.pending_scales.clear()
     recorder.used(params)
     return event
 
@@ -356,64 +356,3 @@ def _after_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -
     with torch.no_grad():
         moved = [float((p - weights[id(p)]).abs().max()) for p in own_parameters(optimizer) if id(p) in weights]
     event["delta"] = max(moved, default=None)
-
-
-# loss scaling
-
-
-def _patch_scaler() -> None:
-    scaler = torch.amp.GradScaler
-    real: Dict[str, Callable[..., Any]] = {n: getattr(scaler, n) for n in ("scale", "unscale_", "step", "update")}
-
-    def scale(self: Any, outputs: Any) -> Any:
-        if type(outputs) is Ghost:
-            result: Any = outputs
-        elif isinstance(outputs, GhostTensor):
-            result = GhostTensor(outputs.gl_name, real["scale"](self, outputs.gl_value))
-        else:
-            result = real["scale"](self, outputs)
-        if Hooks.recorder is not None and self.is_enabled():
-            Hooks.recorder.pending_scale = float(self.get_scale())
-            Hooks.recorder.add("scale", object=Hooks.recorder.name(self, "scaler"), scale=float(self.get_scale()))
-        return result
-
-    def unscale_(self: Any, optimizer: Any) -> None:
-        recorder = Hooks.recorder
-        if recorder is None or not self.is_enabled():
-            real["unscale_"](self, optimizer)
-            return
-        event = recorder.add("unscale", object=recorder.name(self, "scaler"))
-        event["optimizer"] = recorder.name(optimizer, "optimizer")
-        event["internal"] = recorder.pending_step is not None
-        try:
-            real["unscale_"](self, optimizer)
-        except Exception as error:
-            event["error"] = f"{type(error).__name__}: {error}"[:200]
-            raise
-        recorder.unscaled(own_parameters(optimizer))
-
-    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder = Hooks.recorder
-        if recorder is None:
-            return real["step"](self, optimizer, *args, **kwargs)
-        outer, before = recorder.pending_step, recorder.steps
-        recorder.pending_step = recorder.name(self, "scaler") if self.is_enabled() else None
-        error_text: Optional[str] = None
-        try:
-            return real["step"](self, optimizer, *args, **kwargs)
-        except Exception as error:
-            error_text = f"{type(error).__name__}: {error}"[:200]
-            raise
-        finally:
-            recorder.pending_step = outer
-            if recorder.steps == before:
-                event = _step_event(recorder, optimizer, own_parameters(optimizer), skipped=True)
-                event["error"] = error_text
-
-    def update(self: Any, new_scale: Any = None) -> None:
-        if Hooks.recorder is not None:
-            Hooks.recorder.add("scaler_update", object=Hooks.recorder.name(self, "scaler"))
-        real["update"](self, None if isinstance(new_scale, Ghost) else new_scale)
-
-    for name, function in (("scale", scale), ("unscale_", unscale_), ("step", step), ("update", update)):
-        setattr(scaler, name, functools.wraps(real[name])(function))

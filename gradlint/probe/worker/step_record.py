@@ -26,6 +26,8 @@ MAX_ROUNDS = 2
 """Rounds of a loop around training loops."""
 DELTA_LIMIT = 4_000_000
 """Parameters above which the change of the weights is not measured (it needs a copy of them)."""
+UNSCALED_WITHIN = 0.01
+"""Relative deviation from the inverse of the scale up to which a change of the gradient counts as unscaling."""
 KEYS_SHOWN = 64
 MAX_TROUBLES = 20
 
@@ -107,10 +109,12 @@ class Recorder:
         self._kept: List[Any] = []
         self._counts: Dict[str, int] = {}
         self._clips: Dict[str, Dict[Tuple[str, ...], _Clip]] = {}
-        self._scaled: Dict[int, float] = {}
+        self._scaled: Dict[int, Tuple[float, float]] = {}
+        """Loss scale of a gradient, and its norm right after the backward."""
         self._fresh: Dict[int, bool] = {}
         self._had_grad: Dict[int, bool] = {}
-        self.pending_scale: Optional[float] = None
+        self.pending_scales: List[float] = []
+        """Scales of losses that were scaled and not yet propagated."""
         self.pending_step: Optional[str] = None
 
     # identity
@@ -208,7 +212,15 @@ class Recorder:
 
     def scale_of(self, parameters: Sequence[torch.Tensor]) -> float:
         """The loss scale these gradients still carry; 1 for none."""
-        return max((self._scaled.get(id(p), 1.0) for p in parameters if p.grad is not None), default=1.0)
+        scales = (self._scaled.get(id(p), (1.0, 0.0))[0] for p in parameters if p.grad is not None)
+        return max(scales, default=1.0)
+
+    def notice_unscaling(self) -> None:
+        """After the program wrote to gradients itself: those divided by their scale are no longer scaled."""
+        for parameter in self.known:
+            scale, size = self._scaled.get(id(parameter), (1.0, 0.0))
+            if size and parameter.grad is not None and abs(norm([parameter]) * scale / size - 1.0) < UNSCALED_WITHIN:
+                self._scaled.pop(id(parameter))
 
     def fresh(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether a backward reached any of these since their last step or clearing."""
@@ -278,9 +290,9 @@ class Recorder:
             if grad is not None and (old[0] != id(grad) or old[1] != grad._version):
                 reached.append(parameter)
                 self._fresh[id(parameter)] = True
-                if scale is not None:
-                    self._scaled[id(parameter)] = scale
         factor = self._scale_up(reached, before, scale or 1.0)
+        if scale is not None:
+            self._scaled.update({id(p): (scale, norm([p])) for p in reached})
         self.note_gradients()
         return reached, factor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import itertools
 import re
@@ -82,11 +83,13 @@ def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWo
     """Once if it loops over training steps itself; else as often as a loop around it would."""
     calls = 1 if node.name in world.flow.loops or _nested_loop(node, world) else MAX_IDLE
     arguments = _Arguments(node, skipped, world)
+    trained = 0
     for number in range(calls):
         world.recorder.call = number
-        before = world.recorder.progress
+        progress, steps = world.recorder.progress, world.recorder.steps
         _exhaust(function(**arguments.at(number)))
-        if world.recorder.progress == before or world.recorder.steps >= MAX_STEPS:
+        trained += world.recorder.steps > steps
+        if world.recorder.progress == progress or trained >= MAX_STEPS:
             return
 
 
@@ -101,7 +104,11 @@ def _nested_loop(node: Definition, world: RunWorld) -> bool:
 
 
 def _exhaust(result: Any) -> None:
-    """A region that is a generator runs as it is consumed."""
+    """A region that is a generator runs as it is consumed; a coroutine is run as far as it goes by itself."""
+    if inspect.iscoroutine(result):
+        with contextlib.suppress(StopIteration):
+            result.send(None)
+        result.close()
     if isinstance(result, types.GeneratorType):
         for _ in itertools.islice(result, MAX_YIELDED):
             continue

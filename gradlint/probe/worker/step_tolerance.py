@@ -212,9 +212,8 @@ def _tolerant_arguments() -> None:
                 except Exception:
                     # the program's own converter, on a default it may refuse
                     value = action.default
-            if value is None or value is False:
-                value = Ghost(f"args.{action.dest}", hint=value)
-            if isinstance(value, bool):
+            if not value or isinstance(value, bool):
+                # switched off by default, or a switch: a call of the program may say otherwise
                 value = Ghost(f"args.{action.dest}", hint=value)
             setattr(result, action.dest, value)
         return result

@@ -1,0 +1,228 @@
+"""What the rewritten code calls: the functions behind ``_gl_failed``, ``_gl_test`` and the others."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, Dict, Iterator, Tuple
+
+import torch
+from ghost import ASSUMED_LENGTH, Ghost, GhostTensor, combine, is_instance
+from step_loops import limited, rounds
+from step_record import Loop
+from step_roles import MODEL
+from step_world import RunWorld
+
+
+class Helpers:
+    """The helpers of one path; :meth:`names` puts them under the names the rewritten code uses."""
+
+    def __init__(self, world: RunWorld) -> None:
+        self.world = world
+        self.recorder = world.recorder
+
+    def names(self) -> Dict[str, Any]:
+        """Names the rewritten code calls, and harmless versions of builtins."""
+        return {
+            "_gl_Exception": Exception,
+            "_gl_failed": self._failed,
+            "_gl_loop": self._loop,
+            "_gl_while": self._while,
+            "_gl_test": self._test,
+            "_gl_not": self._not,
+            "_gl_is_none": self._is_none,
+            "_gl_item": _item,
+            "_gl_same": self._same,
+            "_gl_cast": self._cast,
+            "_gl_named": _named,
+            "_gl_defined": self._defined,
+            "_gl_manager": _Manager,
+            "_gl_grads_changed": self._grads_changed,
+            "isinstance": is_instance,
+            "range": self._range,
+            "print": _nothing,
+            "input": lambda *_: "",
+            "open": lambda *_, **__: Ghost("file"),
+            "exit": sys.exit,
+            "quit": sys.exit,
+        }
+
+    def _failed(self, text: str, names: Tuple[str, ...], seen: Tuple[str, ...]) -> Any:
+        """The value of what could not be computed; passes on what the user's own handler waits for."""
+        error = sys.exc_info()[1]
+        if error is not None and any(kind.__name__ in seen for kind in type(error).__mro__):
+            raise error
+        frame = sys._getframe(1)
+        if error is not None:
+            self.recorder.note(f"{type(error).__name__}: {error}", frame.f_lineno)
+        # of self only a model has gradients to offer, not what else an object holds
+        values = [v for n in names for v in [_lookup(n, frame)] if n != "self" or isinstance(v, torch.nn.Module)]
+        result = combine(text, tuple(values), {})
+        object.__setattr__(result, "gl_name", text)
+        object.__setattr__(result, "gl_key", text)
+        return result
+
+    def _defined(self, function: Any) -> None:
+        self.world.captured = function
+
+    def _module_of(self, frame: FrameType) -> str:
+        return self.recorder.files.get(frame.f_code.co_filename, self.recorder.entry)
+
+    def _loop(self, items: Any, line: int) -> Iterator[Any]:
+        return limited(self.recorder, items, self._module_of(sys._getframe(1)), line)
+
+    def _while(self, line: int) -> Iterator[Loop]:
+        return rounds(self.recorder, self._module_of(sys._getframe(1)), line)
+
+    def _test(self, value: Any) -> bool:
+        frame = sys._getframe(1)
+        if id(value) in self.world.standins.maybe_none:
+            value = self._presence(value)
+        if isinstance(value, Ghost):
+            for loop in self.recorder.loops[-1:]:
+                if loop.line == frame.f_lineno:
+                    loop.unknown = True
+            return self.world.truth(value, frame)
+        return bool(value)
+
+    def _presence(self, value: Any) -> Ghost:
+        return Ghost(self.world.standins.maybe_none[id(value)], hint=True)
+
+    def _not(self, value: Any) -> Any:
+        if id(value) in self.world.standins.maybe_none:
+            value = self._presence(value)
+        if isinstance(value, Ghost):
+            return _renamed(value, f"not {value.gl_name}", not value.gl_negated)
+        return not value
+
+    def _is_none(self, value: Any, path: str, negated: bool) -> Any:
+        """``x is None`` of an unknown is as unknown as ``not x``."""
+        if isinstance(value, GhostTensor):
+            return negated
+        if id(value) in self.world.standins.maybe_none:
+            value = self._presence(value)
+        if isinstance(value, Ghost):
+            turned = value.gl_negated if negated else not value.gl_negated
+            return _renamed(value, f"{value.gl_name} is {'not ' if negated else ''}None", turned)
+        return (value is not None) if negated else (value is None)
+
+    def _same(self, left: Any, right: Any, negated: bool) -> Any:
+        """``x is y``: of two unknowns, or of two stand-ins (``policy is value``), not known either."""
+        made = {id(m) for m in self.world.standins.made}
+        if left is not right and all(isinstance(v, Ghost) or id(v) in made for v in (left, right)):
+            name = f"{_title(left)} is {_title(right)}"
+            return Ghost(name, key=name, negated=negated, hint=False)
+        return (left is not right) if negated else (left is right)
+
+    def _cast(self, value: Any, path: str) -> Any:
+        """A value for a path with a role: what the program made, else its stand-in."""
+        if not isinstance(value, Ghost):
+            self.world.standins.bind(path, value)
+            return value
+        role = self.world.roles.of(path)
+        if role is None or (role == MODEL and isinstance(value.gl_extra, torch.nn.Module)):
+            return value
+        if isinstance(value, GhostTensor) and role == MODEL and value.gl_module is not None:
+            self.world.standins.bind(path, value.gl_module)
+            return value.gl_module
+        return self.world.standins.value(path)
+
+    def _grads_changed(self) -> None:
+        """After a statement that writes ``.grad``: record a clearing where gradients vanished."""
+        recorder = self.recorder
+        recorder.notice_unscaling()
+        cleared = recorder.cleared_since()
+        if not cleared:
+            return
+        last = recorder.events[-1] if recorder.events else None
+        _, line, _ = recorder.where()
+        if last is not None and last.get("object") == "assignment" and last["line"] == line:
+            last["cleared"] += cleared
+            return
+        recorder.add("zero_grad", object="assignment", cleared=cleared)
+
+    def _range(self, *args: Any) -> Any:
+        if any(isinstance(a, Ghost) for a in args):
+            start = args[0] if len(args) > 1 and isinstance(args[0], int) else 0
+            return _GhostRange(start)
+        return range(*args)
+
+
+class _GhostRange:
+    """``range`` with an unknown end: as long as a ghost's items."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __len__(self) -> int:
+        return ASSUMED_LENGTH
+
+    def __iter__(self) -> Iterator[int]:
+        for number, _ in enumerate(Ghost("range()")):
+            yield self.start + number
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(range(self.start, self.start + ASSUMED_LENGTH))
+
+
+class _Manager:
+    """A context manager that cannot fail on the way in or out; what is none becomes a ghost."""
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager
+        self.entered = False
+
+    def __enter__(self) -> Any:
+        try:
+            value = type(self.manager).__enter__(self.manager)
+            self.entered = True
+            return value
+        except Exception:
+            # a device, a profiler, a file that is not there: the body runs all the same
+            return self.manager if isinstance(self.manager, Ghost) else Ghost("with")
+
+    def __exit__(self, *details: Any) -> bool:
+        if not self.entered:
+            return False
+        try:
+            return bool(type(self.manager).__exit__(self.manager, *details))
+        except Exception:
+            # leaving may fail for the reasons entering may; what the body raised stays raised
+            return False
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """``print`` and its like."""
+
+
+def _item(holder: Any, key: Any) -> Any:
+    """``holder[key]``; an unknown key of a known collection picks any of its items."""
+    if not isinstance(key, Ghost) or not isinstance(holder, (dict, list, tuple)) or not holder:
+        return holder[key]
+    if isinstance(holder, dict):
+        return holder[key] if key in holder else next(iter(holder.values()))
+    return holder[0]
+
+
+def _title(value: Any) -> str:
+    return str(getattr(value, "gl_name", type(value).__name__))
+
+
+def _named(value: Any, name: str) -> Any:
+    """An unknown result of a call is known by the name it was given: ``args = get_args()``."""
+    if type(value) is Ghost and value.gl_extra is None:
+        return Ghost(name, hint=value.gl_hint)
+    return value
+
+
+def _lookup(path: str, frame: FrameType) -> Any:
+    """The value of a name or attribute path in the caller's scope; None where there is none."""
+    first, *rest = path.split(".")
+    value = frame.f_locals.get(first, frame.f_globals.get(first))
+    for name in rest:
+        value = getattr(value, name, None)
+    return value
+
+
+def _renamed(ghost: Ghost, name: str, negated: bool) -> Ghost:
+    return Ghost(name, key=ghost.gl_key, negated=negated, hint=ghost.gl_hint)
