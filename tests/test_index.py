@@ -287,7 +287,7 @@ def test_the_order_of_call_sites(tmp_path: Path) -> None:
         "tests/test_net.py": "from pkg import Net\ndef test(): Net(3)\n",
         "other.py": "class Net: pass\nNet(9)\n",
         "setup.py": "",
-        "README.md": "# Title\n\n```python\nimport torch\nfrom pkg import Net\n\nnet = Net(4)\nnet(torch.ones(2, 3))\n```\n",
+        "README.md": "```python\nimport torch\n\n\nfrom pkg import Net\n\nnet = Net(4)\nnet(torch.ones(2, 3))\n```\n",
     }
     sites = project(tmp_path, files).call_sites(str(tmp_path / "pkg/net.py"), "Net")
     assert [s.args for s in sites] == [("1",), ("2",), ("3",), ("4",)]
@@ -324,3 +324,20 @@ def test_values_of_a_configuration(tmp_path: Path) -> None:
         "config['optim']['clip']": "1.0",
         "Clip.value": "0.5",
     }
+
+
+def test_values_that_another_file_parses(tmp_path: Path) -> None:
+    files = {
+        "engine.py": "def train(model, args):\n    clip(model, args.clip, args.other)\n",
+        "main.py": """
+            import argparse
+            from engine import train
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--clip", type=float, default=2.5)
+            parser.add_argument("--unused", default=1)
+            opts = parser.parse_args()
+            train(None, opts)
+            """,
+        "unrelated.py": "import argparse\np = argparse.ArgumentParser()\np.add_argument('--other', default=9)\n",
+    }
+    assert project(tmp_path, files).values(str(tmp_path / "engine.py")) == {"args.clip": "2.5"}

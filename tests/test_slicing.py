@@ -7,6 +7,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import random
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from types import ModuleType
 import pytest
 
 from gradlint.facts.index import ProjectIndex
+from gradlint.probe.parts import Part
 from gradlint.probe.slicing import Module, Slice, slice_for, slice_step, slice_variable
 
 FORBIDDEN = "raise RuntimeError('must not run')"
@@ -298,6 +300,46 @@ def test_one_file(tmp_path: Path, text: str) -> None:
     assert made.missing == ()
 
 
+AWKWARD = '''a = 1; b = (2,
+ 3); c = """x
+y"""; d = 4; \\
+  e = 5
+if a: b = 1; c = 2; print(b); d = """
+"""; e = 3
+elif b: f = 1;
+else: g = 2; h = 3
+é = "ü"; k = "日本"; l = 3; import os, sys; from os import (path,
+   sep); m = 1
+try: import json; import re as r, io
+except ImportError: json = None; r = 1
+@(
+  print
+)
+class A:
+\tx = """
+  y""" ; z = 2
+if b:
+    x = 1; y = (1,
+2); z = 3
+    if c: w = 1
+'''
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_half_of_an_awkward_file(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    file = project(tmp_path, {"a.py": AWKWARD}).parse(tmp_path / "a.py")
+    assert file is not None
+    part = Part(file)
+    part.kept.update((unit, None) for unit in part.units if chance.random() < 0.5)
+    for node in (n for unit in part.kept for n in unit.imports):
+        part.needs[node] = {a.asname or a.name for a in node.names if chance.random() < 0.5}
+    source = part.source()
+    assert source.count("\n") == file.text.count("\n")
+    left = {(n.lineno, ast.dump(n)) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.stmt)}
+    assert left >= {(u.node.lineno, ast.dump(u.node)) for u in part.kept if not u.imports}
+
+
 MANY_FILES = {
     "relative imports": {
         "pkg/__init__.py": FORBIDDEN,
@@ -552,8 +594,8 @@ def test_a_local_value(tmp_path: Path, text: str) -> None:
 def test_a_parameter_without_a_value_is_missing(tmp_path: Path) -> None:
     index = project(tmp_path, {"train.py": "def main(width):\n    net = width * 2\n"})
     assert slice_variable(index, str(tmp_path / "train.py"), "main", "net").missing == ("train.width",)
-    assert slice_variable(index, str(tmp_path / "train.py"), "main", "other").missing == ("train.main.other",)
-    assert slice_variable(index, str(tmp_path / "train.py"), "nowhere", "net").missing == ("net",)
+    assert slice_variable(index, str(tmp_path / "train.py"), "main", "other").missing == ("train.other",)
+    assert slice_variable(index, str(tmp_path / "train.py"), "nowhere", "net").missing == ("train.net",)
 
 
 STEPS = """

@@ -68,12 +68,13 @@ def call_sites(index: ProjectIndex, path: str, name: str, limit: int = MAX_SITES
     if target is None:
         return []
     last = name.rpartition(".")[2]
-    pattern = re.compile(rb"\b%s\s*\(|\b%s\s+as\s" % (last.encode(), last.encode()))
+    word = last.encode()
+    pattern = re.compile(rb"%s(?:\s*\(|\s+as\s)" % word)
     found: list[tuple[tuple[int, ...], CallSite]] = []
     parsed = 0
     for real in dict.fromkeys((target.real, *index.files(path))):
         data = index.data(real)
-        if data is None or pattern.search(data) is None:
+        if data is None or word not in data or pattern.search(data) is None:
             continue
         parsed += 1
         for file, rank in _files(index, real, data, last):

@@ -10,10 +10,11 @@ Keys and values are source texts as ``ast.unparse`` writes them. Only values tha
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from gradlint.facts.index import ProjectIndex, SourceFile
-from gradlint.facts.names import target_names
+from gradlint.facts.names import blocks, target_names
 
 CONFIG_NAMES = ("args", "cfg", "config", "conf", "hparams", "opt", "opts", "params", "hps", "FLAGS")
 _NAMESPACES = frozenset({"SimpleNamespace", "Namespace", "EasyDict", "edict", "AttrDict", "DotMap", "Munch", "Box"})
@@ -30,6 +31,9 @@ _LITERAL_NODES = (
     ast.unaryop,
 )
 _MAX_TEXT = 300
+_MAX_IMPORTERS = 8
+_READ = re.compile(rf"\b({'|'.join(CONFIG_NAMES)})\.[A-Za-z_]\w*")
+_CONFIGURES = (b"add_argument(", b"dataclass", b"Namespace(", b"Config")
 Values = dict[str, str]
 
 
@@ -40,7 +44,10 @@ def is_literal(node: ast.AST) -> bool:
 
 def values(index: ProjectIndex, file: SourceFile) -> Values:
     """The values known of ``file``; what it imports from other files of the project included, one step deep."""
-    found = _own(index, file)
+    cached: Values | None = file.__dict__.get("_all_values")
+    if cached is not None:
+        return cached
+    found = dict(_own(index, file))
     for name, source, original in _imports(index, file):
         other = _own(index, source)
         for key, value in other.items():
@@ -49,6 +56,33 @@ def values(index: ProjectIndex, file: SourceFile) -> Values:
                     found.setdefault(f"{name}.{key}", value)
             elif key == original or key.startswith((f"{original}.", f"{original}[")):
                 found.setdefault(name + key[len(original) :], value)
+    file.__dict__["_all_values"] = found
+    return _handed_over(index, file, found)
+
+
+def _handed_over(index: ProjectIndex, file: SourceFile, found: Values) -> Values:
+    """``args.clip`` where ``args`` is a parameter and the files that import this one parse the command line."""
+    told = {key.partition(".")[0] for key in found}
+    wanted = {m[0] for m in _READ.finditer(file.text) if m[1] not in told}
+    if not wanted:
+        return found
+    stem = file.module.rpartition(".")[2].encode()
+    read = 0
+    for real in index.files(file.real):
+        data = index.data(real) if real != file.real and real.endswith(".py") else None
+        if data is None or stem not in data or not any(word in data for word in _CONFIGURES):
+            continue
+        other = index.parse(real)
+        if other is None or file.real not in {f.real for _, f, _ in _imports(index, other)}:
+            continue
+        for key, value in _own(index, other).items():
+            option = key.rpartition(".")[2]
+            for name in wanted:
+                if name.rpartition(".")[2] == option:
+                    found.setdefault(name, value)
+        read += 1
+        if read >= _MAX_IMPORTERS:
+            break
     return found
 
 
@@ -86,10 +120,9 @@ class _Collector:
 
     def collect(self) -> Values:
         text = self.file.text
-        nodes = list(ast.walk(self.file.tree))
         if "add_argument" in text or ".option(" in text:
-            self._command_line(nodes)
-        for node in nodes:
+            self._command_line(list(ast.walk(self.file.tree)))
+        for node in _statements(self.file.tree.body):
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     self._assigned(target, node.value)
@@ -177,6 +210,16 @@ class _Collector:
             return None
         found = self.index.definition(self.file, ast.unparse(expr))
         return found[1] if found is not None and isinstance(found[1], ast.ClassDef) else None
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from _statements(node.body)
+        else:
+            for block, _ in blocks(node):
+                yield from _statements(block)
 
 
 def _called(node: ast.AST) -> str:

@@ -25,7 +25,8 @@ __all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "may_share", "read_s
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
 
-_MENTIONS = re.compile(r"backward\(|clip_grad|\.step\(|zero_grad\(")
+_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(")
+"""A file without any of these has no training step of its own: a backward alone is no step."""
 _TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad"})
 
 

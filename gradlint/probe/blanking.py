@@ -92,7 +92,7 @@ class _Page:
     def begin(self, where: Position, indent: str) -> None:
         """Makes a line ready for a statement that must not seem indented by what was blanked before it."""
         line, column = where
-        if self.out[line] is not None:
+        if (self.out[line] or "").strip():
             return
         joined = line > 0 and self.lines[line - 1].endswith("\\")
         if self.lines[line][:column].strip() or (joined and column != len(indent)):
@@ -130,7 +130,7 @@ class _Page:
             self.put(self.start(node), keep.replaced[node])
         elif node in keep.headers:
             self.put(self.at(node.lineno, node.col_offset), keep.headers[node])
-            self.block(node.body, "pass")  # type: ignore[attr-defined]
+            self.suite(node.body)  # type: ignore[attr-defined]
         elif node in keep.partly or self.touched(node):
             self.compound(node)
         else:
@@ -151,10 +151,19 @@ class _Page:
                 continue
             self.copy(cursor, self.start(body[0]))
             if node in self.keep.partly:
-                self.block(body, "pass")
+                self.suite(body)
             else:
                 self.everything(body)
             cursor = self.behind(body[-1])
+
+    def suite(self, body: Sequence[ast.stmt]) -> None:
+        """What is kept of a block under a header; all of it where it shares the header's line and goes on below."""
+        line, column = self.start(body[0])
+        shares = bool(self.lines[line][:column].strip())
+        if shares and self.end(body[-1])[0] > line and any(map(self.kept, body)):
+            self.everything(body)
+        else:
+            self.block(body, "pass")
 
     def everything(self, body: Sequence[ast.stmt]) -> None:
         """All statements of a block, replaced ones in their new text."""

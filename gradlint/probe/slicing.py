@@ -74,7 +74,7 @@ def slice_variable(index: ProjectIndex, path: str, scope: str, name: str, calls:
     file = index.parse(path)
     chain = scope_chain(file.tree, scope) if file is not None else None
     if file is None or not chain:
-        return Slice((), file.module if file is not None else "", (name,))
+        return Slice((), file.module if file is not None else "", (f"{file.module}.{name}" if file else name,))
     slicer = Slicer(index)
     part = slicer.part(file)
     body = Body(part, {name: {""}})
@@ -87,10 +87,9 @@ def slice_variable(index: ProjectIndex, path: str, scope: str, name: str, calls:
         else:
             body.headers[node] = "if 1:"
     if not runs_at_top(body.whole):
-        return Slice((), file.module, (name,))
+        return Slice((), file.module, (f"{file.module}.{name}",))
     if name in body.needs and name not in body.bound:
-        slicer.missing[f"{file.module}.{scope}.{name}"] = None
-        body.needs.pop(name)
+        return Slice((), file.module, (f"{file.module}.{name}",))
     _follow_body(slicer, part, body)
     slicer.run()
     if any(unit.node.lineno > chain[0].lineno for unit in part.kept) and chain[0].lineno > 1:

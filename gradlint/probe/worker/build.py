@@ -12,13 +12,14 @@ import functools
 import inspect
 import linecache
 import re
+import signal
 import sys
 from dataclasses import dataclass, field
 from trace import Tracer
 from types import FrameType, TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from model_inputs import FORWARD_LIMIT, Inputs, Search, captured, seed_all
+from model_inputs import FORWARD_LIMIT, Inputs, Search, Seen, captured, observe, seed_all
 from model_missing import Missing
 from model_values import NoGuess, alternatives, describe, guess
 from modules import FILE_PREFIX, SlicedModules
@@ -31,6 +32,9 @@ OUTER_LIMIT = 6
 """Surrounding models that are considered for one class."""
 OUTER_FORWARDS = 25
 """Forwards that the search for a surrounding model's inputs may take."""
+
+ATTEMPT_SECONDS = 2.5
+"""CPU time for one attempt, building and searching: a guess that leads to something huge must leave time for others."""
 
 HINT = "add `# gradlint: input=(32, 10)` or a call with literal arguments"
 
@@ -57,27 +61,25 @@ class Plan:
 
     def assumed(self) -> Dict[str, Any]:
         """What no code states."""
-        values = {name: describe(self.overrides.get(name, value)) for name, value in self.guessed.items()}
-        changed = {name: describe(value) for name, value in self.overrides.items()}
-        return {**values, **changed, **self.notes}
+        values = {**self.guessed, **self.overrides}
+        return {**{name: _shown(value) for name, value in values.items()}, **self.notes}
 
 
 @dataclass
 class Recipe:
-    """How to build and run the model again and again. ``lines`` are those of the last build."""
+    """How to build and run the model again and again."""
 
     make: Callable[[], nn.Module]
     inputs: Inputs
     text: str
     assumed: Dict[str, Any]
-    lines: Dict[int, int] = field(default_factory=dict)
+    seen: Optional[Seen] = None
+    """The forward of the model that was built first, with seed 0."""
 
     def build(self, seed: int) -> nn.Module:
         """The model in training mode, its weights drawn with ``seed``."""
         seed_all(seed)
-        with recorded_lines() as self.lines:
-            model = self.make()
-        return model.train()
+        return self.make().train()
 
 
 def find(body: Mapping[str, Any], slices: SlicedModules, missing: Missing) -> Recipe:
@@ -129,10 +131,14 @@ class _Finder:
         if guessed is not None and not guessed.guessed:
             yield guessed
         outers = list(self._outers(target)) if kind == "class" else []
-        yield from (p for p in outers if p.inside and not p.inside[1].guessed)
+        stated = [p for p in outers if p.inside and not p.inside[1].guessed]
+        if guessed is None or "depth_guessed" in guessed.notes:  # a surrounding model may state the depth
+            yield from stated
+            stated = []
         yield from (p for p in from_calls if p.guessed)
         if guessed is not None and guessed.guessed:
             yield guessed
+        yield from stated
         yield from (p for p in outers if p.inside and p.inside[1].guessed)
 
     def _variable(self, name: str) -> Plan:
@@ -186,7 +192,7 @@ class _Finder:
         except (NoGuess, ProbeError) as error:
             self._note(error)
             return None
-        shown = ", ".join(f"{k}={describe(v)}" for k, v in plan.guessed.items())
+        shown = ", ".join(f"{k}={_shown(v)}" for k, v in plan.guessed.items())
         plan.make, plan.text = make, f"{_name(target)}({shown})"
         return plan
 
@@ -209,9 +215,20 @@ class _Finder:
         if inspect.isclass(annotation) and annotation.__module__ in self.slices.names and depth < 2:
             inner = self._guessed(annotation, depth + 1)
             if inner is not None:
-                plan.notes.update(inner.notes)
-                return _Part(inner)
-        return guess(p.name, annotation, plan.notes)
+                return self._part(inner, plan)
+        try:
+            return guess(p.name, annotation, plan.notes)
+        except NoGuess:
+            # A class of the module's own of just this name: encoder -> Encoder, vit -> ViT.
+            named = self.slices.class_like(p.name)
+            inner = self._guessed(named, depth + 1) if named is not None and depth < 2 else None
+            if inner is None:
+                raise
+            return self._part(inner, plan)
+
+    def _part(self, inner: Plan, plan: Plan) -> _Part:
+        plan.notes.update(inner.notes)
+        return _Part(inner)
 
     def _outers(self, target: Any) -> Iterator[Plan]:
         """Surrounding models: classes of the slices that call this one, or that call one that does."""
@@ -239,15 +256,17 @@ class _Finder:
             self.builds += 1
             try:
                 seed_all(0)
-                model = plan.make(plan.overrides)
-                inputs = self._inputs(model, plan, outer)
+                with cpu_limit(ATTEMPT_SECONDS):
+                    with recorded_lines() as lines:
+                        model = plan.make(plan.overrides)
+                    inputs, seen = self._inputs(model.train(), lines, plan, outer)
             except ProbeError as error:
                 self._note(error)
                 cause = error.__cause__
                 if cause is not None:
                     queue.extend(self._repairs(plan, cause))
                 continue
-            except NoGuess as error:
+            except (NoGuess, TooSlow) as error:
                 self._note(error)
                 continue
             except Exception as error:  # the user's constructor may raise anything
@@ -256,13 +275,16 @@ class _Finder:
                 self._note(error)
                 queue.extend(self._repairs(plan, error))
                 continue
-            return Recipe(functools.partial(plan.make, plan.overrides), inputs, plan.text, {**plan.assumed(), **self.missing.assumed})
+            assumed = {**plan.assumed(), **self.missing.assumed}
+            return Recipe(functools.partial(plan.make, plan.overrides), inputs, plan.text, assumed, seen)
         return None
 
-    def _inputs(self, model: nn.Module, plan: Plan, outer: bool) -> Inputs:
-        search = Search(model.train(), plan.sizes, OUTER_FORWARDS if outer else FORWARD_LIMIT)
+    def _inputs(
+        self, model: nn.Module, lines: Mapping[int, int], plan: Plan, outer: bool
+    ) -> Tuple[Inputs, Optional[Seen]]:
+        search = Search(model, lines, plan.sizes, OUTER_FORWARDS if outer else FORWARD_LIMIT)
         try:
-            return search.run([] if outer else self.body.get("inputs") or [])
+            return search.run([] if outer else self.body.get("inputs") or []), search.seen
         except ProbeError as error:
             raise error from search.error
 
@@ -271,7 +293,8 @@ class _Finder:
         recipe = self._try(outer, outer=True)
         if recipe is None:
             return None
-        model = recipe.build(0)
+        with recorded_lines() as lines:
+            model = recipe.build(0)
         path = next((name for name, m in model.named_modules() if type(m) is target), None)
         if path is None:
             return None
@@ -279,7 +302,8 @@ class _Finder:
         if inputs is None:
             self._note(ProbeError("not-built", f"{text}: its forward is not called"))
             return None
-        return Recipe(lambda: recipe.make().get_submodule(path), inputs, text, recipe.assumed)
+        seen = observe(model.get_submodule(path), lines, inputs, inputs.batch)
+        return Recipe(lambda: recipe.make().get_submodule(path), inputs, text, recipe.assumed, seen)
 
     def _repairs(self, plan: Plan, error: BaseException) -> Iterator[Plan]:
         """Plans with another value for a guessed or missing argument that the failing lines speak of."""
@@ -305,9 +329,36 @@ class _Part:
 
     plan: Plan
 
+    def __str__(self) -> str:
+        return self.plan.text
+
+
+def _shown(value: Any) -> Any:
+    return str(value) if isinstance(value, _Part) else describe(value)
+
 
 def _rebuilt(value: Any) -> Any:
     return value.plan.make(value.plan.overrides) if isinstance(value, _Part) else value
+
+
+class TooSlow(BaseException):
+    """An attempt took longer than it may. No ``Exception``: the code under test may catch those."""
+
+
+@contextlib.contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise :class:`TooSlow` in the block once it has used so much CPU time, where the system has such a timer."""
+
+    def stop(number: int, frame: Optional[FrameType]) -> None:
+        raise TooSlow(f"more than {seconds} s to build and run it once")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextlib.contextmanager
@@ -366,14 +417,14 @@ def _signature(target: Any) -> Optional[inspect.Signature]:
 
 
 def _inherited(target: type, known: Set[str]) -> Iterator[inspect.Parameter]:
-    """What ``**kwargs`` of a constructor stands for: the required parameters of the base class's."""
+    """What ``**kwargs`` of a constructor stands for: the parameters of the base class's."""
     own = next((c for c in target.__mro__ if "__init__" in vars(c)), None)
     after = target.__mro__[target.__mro__.index(own) + 1 :] if own is not None else ()
     plain = (object, nn.Module)
     base = next((c for c in after if "__init__" in vars(c) and c not in plain), None)
     signature = _signature(base) if base is not None else None
     for p in signature.parameters.values() if signature is not None else ():
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.default is p.empty and p.name not in known:
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in known:
             yield p.replace(kind=p.KEYWORD_ONLY)
 
 

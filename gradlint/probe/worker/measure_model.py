@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from trace import Intervention, Tracer, symbolic
+from trace import symbolic
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import build
@@ -12,7 +12,7 @@ import cpu_standins
 import integrity
 import torch
 from layergraph import SIGMOID_LIKE, TRANSPARENT, Chain, LayerGraph, Node, chains
-from model_inputs import seed_all
+from model_inputs import Seen
 from model_meter import Bench, Remedy, cotangent_loss, measure
 from model_missing import Missing
 from model_weights import default_std_ratio, is_default
@@ -30,7 +30,7 @@ SICK_LIMIT = 3
 GRAPH_LIMIT = 4_000
 """Nodes above which those that no chain needs are left out of the answer."""
 
-SYMBOLIC_WORK = 1e10
+SYMBOLIC_WORK = 3e9
 """Multiply-adds of a forward above which it is not repeated for the symbolic trace."""
 
 # The cost model: what one core of a usual machine does, in seconds. It is counted, never timed, so that the same
@@ -50,6 +50,7 @@ def run(body: Mapping[str, Any]) -> Dict[str, Any]:
         ProbeError: ``not-built``, ``not-traced`` or ``no-gradient``, with what would help.
     """
     missing = Missing()
+    _warm_optimizers()
     with cpu_standins.on_a_cpu():
         snapshot = integrity.take()
         with SlicedModules(body["modules"], missing) as slices:
@@ -85,9 +86,11 @@ class _Experiment:
     def carry_out(self) -> Dict[str, Any]:
         """The body of the answer."""
         batch = None if self.recipe.inputs.stated else self.recipe.inputs.batch
-        model = self.recipe.build(0)
-        _materialise(model, self.recipe, batch)
-        trace = self._trace(model, batch)
+        seen, self.recipe.seen = self.recipe.seen, None
+        if seen is None:
+            raise ProbeError("not-built", "no forward was seen")
+        trace = self._trace(seen, batch)
+        del seen
         found = [(i, c) for i, c in enumerate(chains(trace.graph)) if c.depth >= int(self.body.get("min_depth", 4))]
         found = sorted(sorted(found, key=lambda pair: -pair[1].depth)[:CHAIN_LIMIT])
         answer: Dict[str, Any] = {
@@ -111,17 +114,13 @@ class _Experiment:
             ]
         return answer
 
-    def _trace(self, model: nn.Module, batch: Any) -> _Trace:
-        args, kwargs = self.recipe.inputs.make(batch, 0)
-        seed_all(2000)
-        recorder = _Weights()
-        tracer = Tracer(model, self.recipe.lines, recorder)
-        _, outputs = tracer.trace(args, kwargs)
+    def _trace(self, seen: Seen, batch: Any) -> _Trace:
+        model, tracer = seen.model, seen.tracer
         graph = tracer.graph("hooks")
         named = list(model.named_parameters())
         trainable = [(n, p) for n, p in named if p.requires_grad]
         if trainable:
-            loss = cotangent_loss(outputs, 0)
+            loss = cotangent_loss(seen.outputs, 0)
             found = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
         else:
             found = ()
@@ -135,7 +134,7 @@ class _Experiment:
             cost=(tracer.multiply_adds * _PER_MULTIPLY_ADD + tracer.values * _PER_VALUE) / samples,
             fixed_cost=parameters * _PER_PARAMETER + len(graph.nodes) * _PER_OPERATION,
             second_order=tracer.second_order,
-            weights=recorder.weights,
+            weights=seen.weights,
             with_gradient=sum(g is not None for g in found),
             unused=[n for (n, _), g in zip(trainable, found) if g is None],
             parameters=parameters,
@@ -147,7 +146,7 @@ class _Experiment:
             return "hooks"
         args, kwargs = self.recipe.inputs.make(batch, 0)
         try:
-            other = symbolic(model, args, kwargs, self.recipe.lines)
+            other = symbolic(model, args, kwargs)
         except Exception:  # torch.fx refuses in many ways; the real run is there anyway
             return "hooks"
         return "symbolic" if _paths(other) == _paths(graph) else "hooks"
@@ -217,16 +216,10 @@ class _Experiment:
         )
 
 
-class _Weights(Intervention):
-    """Keeps the weight of every call."""
-
-    def __init__(self) -> None:
-        self.weights: Dict[int, Tensor] = {}
-
-    def weight(self, call: int, weight: Tensor, names: Tuple[str, ...]) -> Tensor:
-        """Note it, leave it."""
-        self.weights[call] = weight.detach()
-        return weight
+def _warm_optimizers() -> None:
+    """The first optimizer of a class wraps the class's ``step``: not to be taken for tampering."""
+    for optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        optimizer([torch.zeros(1, requires_grad=True)], lr=0.0)
 
 
 def _materialise(model: nn.Module, recipe: build.Recipe, batch: Any) -> None:
@@ -250,7 +243,8 @@ def _cures(numbers: Any) -> bool:
     """Healthy, and not exploding: then no second normalization need be tried."""
     if not numbers or numbers["no_gradient"]:
         return False
-    return min(numbers["rho_W"], numbers["rho_delta"]) >= 0.1 and max(numbers["rho_W"], numbers["rho_delta"]) <= 100.0
+    ratios = [float(numbers["rho_W"]), float(numbers["rho_delta"])]
+    return min(ratios) >= 0.1 and max(ratios) <= 100.0
 
 
 _TANH_LIKE = frozenset({"tanh", "hardtanh", "softsign", "elu", "selu", "celu", "tanhshrink", "sin", "cos"})

@@ -243,6 +243,7 @@ _RULES: Tuple[Tuple[str, Rule], ...] = (
     (r"too many values to unpack \(expected (\d+)", _dims),
     (r"[Ee]xpected (\d+) dims\.? Received", _dims),
     (r"is not equal to len\(dims\) = (\d+)", _dims),
+    (r"Shape mismatch, (\d+) != (\d+)", _mismatch),
     (r"can't divide axis of length (\d+) in chunks of (\d+)", _multiple),
     (r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", _mismatch),
     (r"Expected size (\d+) but got size (\d+)", _mismatch),

@@ -10,20 +10,24 @@ import heapq
 import inspect
 import random
 from dataclasses import dataclass, field, replace
-from trace import TooLarge, Tracer
+from trace import Intervention, TooLarge, Tracer
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from model_errors import asked_for
 from model_shapes import Arg, first_guesses, ladder
+from model_weights import Names
 from probe_errors import ProbeError, is_out_of_memory
 from torch import Tensor, nn
 
 SEARCH_BATCH, SMALLEST_BATCH = 4, 2
+HEAVY = 2e7
+"""Parameters above which the search begins with the smallest batch."""
 FORWARD_LIMIT = 60
 """Forwards that the search may take."""
-FORWARD_WORK, SEARCH_WORK = 1e10, 4e10
-"""Multiply-adds that one forward of a search, and all together, may take; a bound on its time that is not a time."""
+FORWARD_WORK, LAST_FORWARD_WORK, SEARCH_WORK = 1e10, 3e10, 4e10
+"""Multiply-adds that one forward of a search may take, one with the smallest batch, and all together: a bound on the
+time that is not a time."""
 OPERATION_WORK = 1e6
 """What calling one operation costs, in multiply-adds."""
 
@@ -58,6 +62,42 @@ class Inputs:
         return [list(a.shape) for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
 
 
+@dataclass
+class Seen:
+    """One forward of a model: what was recorded, and what came out."""
+
+    model: nn.Module
+    tracer: Tracer
+    outputs: List[Tensor]
+    weights: Dict[int, Tensor]
+    """The effective weight of each weight layer, by running number."""
+
+
+class _Weights(Intervention):
+    """Keeps the weight of every call."""
+
+    def __init__(self) -> None:
+        self.weights: Dict[int, Tensor] = {}
+
+    def weight(self, call: int, weight: Tensor, names: Names) -> Tensor:
+        """Note it, leave it."""
+        self.weights[call] = weight.detach()
+        return weight
+
+
+def observe(model: nn.Module, lines: Mapping[int, int], inputs: Inputs, batch: Optional[int]) -> Seen:
+    """Run the model once. What it raises passes through."""
+    recorder = _Weights()
+    return _run(model, Tracer(model, lines, recorder), recorder, inputs, batch)
+
+
+def _run(model: nn.Module, tracer: Tracer, recorder: _Weights, inputs: Inputs, batch: Optional[int]) -> Seen:
+    seed_all(0)
+    args, kwargs = inputs.make(batch, 0)
+    _, outputs = tracer.trace(args, kwargs)
+    return Seen(model, tracer, outputs, recorder.weights)
+
+
 @dataclass(order=True)
 class _Candidate:
     priority: Tuple[float, int]
@@ -67,8 +107,11 @@ class _Candidate:
 class Search:
     """One search for the inputs of one built model."""
 
-    def __init__(self, model: nn.Module, sizes: Mapping[str, Any], limit: int = FORWARD_LIMIT) -> None:
+    def __init__(
+        self, model: nn.Module, lines: Mapping[int, int], sizes: Mapping[str, Any], limit: int = FORWARD_LIMIT
+    ) -> None:
         self.model = model
+        self.lines = lines
         self.limit = limit
         self.sizes = sizes
         """Constructor arguments by name: they say how large inputs should be."""
@@ -77,8 +120,11 @@ class Search:
         self._progress = -1
         self._forwards = 0
         self._work = 0.0
-        self.batch = SEARCH_BATCH
+        heavy = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)) > HEAVY
+        self.batch = SMALLEST_BATCH if heavy else SEARCH_BATCH
         """Made smaller where one forward is too much work."""
+        self.seen: Optional[Seen] = None
+        """The forward that went through."""
         self._seen: Set[Any] = set()
         self._queue: List[_Candidate] = []
 
@@ -122,15 +168,15 @@ class Search:
     def _works(self, spec: Spec, follow: bool = True) -> bool:
         """Run the model once; after an error queue what the error asks for."""
         self._forwards += 1
-        seed_all(0)
-        tracer = Tracer(self.model, {}, limit=FORWARD_WORK)
-        args, kwargs = Inputs(spec).make(self.batch, 0)
+        limit = FORWARD_WORK if self.batch > SMALLEST_BATCH else LAST_FORWARD_WORK
+        recorder = _Weights()
+        tracer = Tracer(self.model, self.lines, recorder, limit)
         try:
-            tracer.trace(args, kwargs)
+            self.seen = _run(self.model, tracer, recorder, Inputs(spec), self.batch)
         except ProbeError:
             raise
         except TooLarge as error:
-            self._work += FORWARD_WORK
+            self._work += limit
             self.error = self.error or error
             if self.batch > SMALLEST_BATCH:
                 self.batch = SMALLEST_BATCH

@@ -24,7 +24,7 @@ _DEPTH = re.compile(
 _SIZES: Tuple[Tuple[str, Any], ...] = (
     (r"^(num_?|n_?)?(class(es)?|labels|categories)$|num_class|n_class|nb_class|^(n_?out|num_?outputs?|nout)$", 10),
     (r"^(out|output)_?(dim|size|features)?$|action_(dim|size)|num_actions|n_actions|act_dim", 10),
-    (r"pool_?size", 2),
+    (r"pool_?size|^n_?dims?$|^num_?dims$|spatial_dims", 2),
     (r"patch", 8),
     (r"window_?size", 4),
     (r"^(ksize|ks|kernel)$|kernel_?size|_kernel$|filter_size", 3),
@@ -229,7 +229,7 @@ def alternatives(name: str, value: Any, error: BaseException) -> List[Any]:
     text = str(error)
     found: List[Any] = []
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if re.search(r"not iterable|not subscriptable|has no len|cannot unpack|object is not a mapping", text):
+        if re.search(r"not iterable|not subscriptable|has no len|cannot unpack|\b(tuple|list|sequence)\b", text):
             found = [(value, value), [value, value, value]]
         elif "not callable" in text:
             found = [nn.ReLU, nn.ReLU()]

@@ -68,7 +68,7 @@ def path_of(names: Names, owners: Mapping[str, nn.Module]) -> Tuple[str, Optiona
 
 def _is_layer(module: Optional[nn.Module]) -> bool:
     """Whether one weight is all that the module is about."""
-    return module is not None and not any(True for _ in module.children() if "arametriz" not in type(_).__name__)
+    return module is not None and all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def default_std_ratio(weight: Tensor, op: str) -> float:

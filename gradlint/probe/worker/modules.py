@@ -17,7 +17,7 @@ import sys
 import types
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 Missing = Callable[[str, str, str], Any]
 """``missing(module, name, why)`` -> the value to bind; ``name`` is ``""`` where the module itself is imported."""
@@ -109,16 +109,30 @@ class SlicedModules:
         return frozenset(self._slices)
 
     def callers_of(self, target: type) -> Iterator[type]:
-        """Classes of the loaded slices whose text calls ``target`` by its name, in the order of the text."""
+        """Classes of the loaded slices whose text calls ``target``, itself or through a function beside them."""
         for name, entry in self._slices.items():
             module = self._loaded.get(name)
             if module is None or target.__name__ not in str(entry["source"]):
                 continue
-            for node in ast.parse(str(entry["source"])).body:
-                if isinstance(node, ast.ClassDef) and _calls(node, target.__name__):
+            body = ast.parse(str(entry["source"])).body
+            makers = {target.__name__}
+            for function in (n for n in [*body, *body] if isinstance(n, ast.FunctionDef)):
+                if _calls(function, makers):
+                    makers.add(function.name)
+            for node in body:
+                if isinstance(node, ast.ClassDef) and _calls(node, makers):
                     found = getattr(module, node.name, None)
                     if isinstance(found, type) and found is not target:
                         yield found
+
+    def class_like(self, name: str) -> Optional[type]:
+        """A class of the loaded slices whose name is ``name``, but for case and underscores."""
+        wanted = name.replace("_", "").lower()
+        for module_name in self._slices:
+            for key, value in vars(self._loaded.get(module_name, types)).items():
+                if isinstance(value, type) and key.lower() == wanted and value.__module__ in self._slices:
+                    return value
+        return None
 
     def _make(self, name: str) -> types.ModuleType:
         module = types.ModuleType(name)
@@ -255,10 +269,10 @@ class _Loader(Loader):
         return "".join(lines) or None
 
 
-def _calls(node: ast.AST, name: str) -> bool:
-    """Whether a call of ``name`` stands anywhere under ``node``."""
+def _calls(node: ast.AST, names: Set[str]) -> bool:
+    """Whether a call of one of ``names`` stands anywhere under ``node``."""
     functions = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
-    return any(getattr(f, "id", getattr(f, "attr", None)) == name for f in functions)
+    return any(getattr(f, "id", getattr(f, "attr", None)) in names for f in functions)
 
 
 def _parents(name: str) -> List[str]:

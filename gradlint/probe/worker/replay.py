@@ -132,6 +132,8 @@ class Program:
             step_patch.Hooks.recorder = None
             ghost.enter(ghost.World())
         watched.verify()
+        if recorder.unknown_inputs:
+            self.assumed.setdefault("inputs", "unknown data")
         number_iterations(recorder.events)
         self.next_flips = dict(world.flippable)
         path = {

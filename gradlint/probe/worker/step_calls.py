@@ -46,10 +46,9 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         return args[0]
     if world.is_model(ghost):
         return world.standins.value(world.path(ghost))(*args, **kwargs)
-    result = combine(ghost.gl_name, args, kwargs, owner=ghost.gl_owner)
-    if not isinstance(result, GhostTensor) and isinstance(ghost.gl_extra, torch.nn.Module):
-        return combine(ghost.gl_name, (ghost.gl_extra, *args), kwargs)
-    return result
+    # a method of a stand-in model depends on the model: model.generate(x), policy.act(inputs)
+    sources = (ghost.gl_extra, *args) if isinstance(ghost.gl_extra, torch.nn.Module) else args
+    return combine(ghost.gl_name, sources, kwargs, owner=ghost.gl_owner)
 
 
 def _decorates(args: Args, kwargs: Kwargs) -> bool:

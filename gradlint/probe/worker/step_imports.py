@@ -10,7 +10,8 @@ import sys
 from types import CodeType, ModuleType
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
-from ghost import Ghost, GhostModule
+from ghost import Ghost
+from ghost_modules import GhostModule
 from modules import SlicedModules
 
 REAL = frozenset({"torch", "numpy", "typing_extensions", "__future__"})

@@ -94,6 +94,8 @@ class Recorder:
     met: List[Limit] = field(default_factory=list)
     troubles: List[List[Any]] = field(default_factory=list)
     recording: bool = True
+    unknown_inputs: bool = False
+    """Whether a model of the program's own was given data that the slice does not hold."""
     call: int = 0
     steps: int = 0
     backwards: int = 0

@@ -11,7 +11,8 @@ import types
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
-from ghost import MISSING, Ghost, attribute_of
+from ghost import MISSING, Ghost
+from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules

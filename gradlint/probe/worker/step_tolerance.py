@@ -16,7 +16,8 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.multiprocessing
-from ghost import Ghost, GhostModule, attribute_of, combine, gradients_in, holds_ghost, is_tensor, world
+from ghost import Ghost, combine, gradients_in, holds_ghost, is_tensor, world
+from ghost_modules import GhostModule, attribute_of
 from step_patch import ASSUMED_LR, Hooks, parameter_list
 
 
@@ -52,9 +53,13 @@ def _tolerant_modules() -> None:
         if Hooks.recorder is None:
             return real_call(self, *args, **kwargs)
         own = _State.user_modules(type(self).__module__)
-        if not own and not _runs_on_ghosts(self) and (holds_ghost(args) or holds_ghost(kwargs)):
+        unknown = holds_ghost(args) or holds_ghost(kwargs)
+        trained = _State.depth == 0 and next(self.parameters(), None) is not None
+        if unknown and trained and not hasattr(self, "gl_name"):
+            Hooks.recorder.unknown_inputs = True
+        if unknown and not own and not _runs_on_ghosts(self):
             return combine(type(self).__name__, (self, *args), kwargs)
-        if _State.depth == 0 and next(self.parameters(), None) is not None:
+        if trained:
             Hooks.recorder.add("forward", object=Hooks.recorder.name(self, "module"))
         _State.depth += 1
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from types import FrameType
 from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import step_calls
 import torch
 from ghost import MISSING, Ghost, GhostTensor, World, gradients_in
+from ghost_modules import base_for
 from step_flow import Flow
 from step_record import Recorder
 from step_roles import _OPTIMIZER_NAME, MODEL, OPTIMIZER, SCALER, Roles
@@ -114,6 +116,20 @@ class RunWorld(World):
     def progress(self) -> int:
         """Events so far."""
         return self.recorder.progress
+
+    def bases(self, name: str) -> Tuple[type, ...]:
+        """See :func:`ghost_modules.base_for`."""
+        return base_for(name)
+
+    def site(self) -> str:
+        """The instructions at which the program's own functions are, innermost first."""
+        found: List[str] = []
+        frame: Optional[FrameType] = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename in self.recorder.files:
+                found.append(f"{frame.f_code.co_name}:{frame.f_lasti}")
+            frame = frame.f_back
+        return " ".join(found)
 
     # ghosts that turn out to be something
 

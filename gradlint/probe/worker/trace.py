@@ -339,7 +339,7 @@ class Tracer(TorchFunctionMode):
                 handle.remove()
 
 
-def symbolic(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], lines: Mapping[int, int]) -> LayerGraph:
+def symbolic(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerGraph:
     """The layer graph of ``torch.fx.symbolic_trace``, its nodes run one by one on the inputs.
 
     Raises what symbolic tracing raises on control flow that depends on data or shapes.
@@ -347,7 +347,7 @@ def symbolic(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], l
     tracer = _BoundedTracer()
     module = torch.fx.GraphModule(model, tracer.trace(model))
     module.train(model.training)
-    recorder = Tracer(model, lines)
+    recorder = Tracer(model, {})
     recorder.trace(args, kwargs, forward=module)
     return recorder.graph("symbolic")
 
