@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradlint.facts import FileFacts
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.models import ModelFacts, read_models
+from gradlint.facts.names import FunctionNode
 from gradlint.facts.project import Project
 from gradlint.facts.steps import StepFacts, read_steps
 from gradlint.facts.surroundings import Surroundings, placed, read_project, read_surroundings
@@ -34,7 +35,7 @@ class Analysis:
     considered: bool = True
     candidates: tuple[Candidate, ...] = ()
     prepared: tuple[Prepared | Unsliced | None, ...] = ()
-    suppressions: Suppressions = Suppressions()
+    suppressions: Suppressions = field(default_factory=Suppressions)
     unused: tuple[Unused, ...] = ()
     problem: Problem | None = None
     crashes: tuple[Crash, ...] = ()
@@ -109,12 +110,19 @@ class Analyst:
             crashes.append(crash_of(path, "the model reader", error))
         try:
             if self._wants("GL1"):
-                steps = read_steps(tree, text, path, package=file.package)
+                steps = read_steps(tree, text, path, lambda name: self._function(name, file), file.package)
         except (RecursionError, MemoryError):
             raise
         except Exception as error:
             crashes.append(crash_of(path, "the reader of training steps", error))
         return FileFacts(path, file.module, text, tree, models, steps)
+
+    def _function(self, name: str, file: SourceFile) -> tuple[FunctionNode, str] | None:
+        """The function of the project that the dotted ``name`` stands for in ``file``, and its path."""
+        found = self.index.locate(name, file)
+        if found is None or not isinstance(found[1], (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return None
+        return found[1], found[0].path
 
     def _wants(self, *prefixes: str) -> bool:
         own = any(not code.startswith("GL") for code in self.selected)

@@ -313,10 +313,15 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     assumed = data.get("assumed", {})
     as_written = worst_run(data.get("paths", ()), candidate.facts["line"])
     common: dict[str, Any] = {"kind": kind, "assumed": assumed}
-    if as_written is None and ran_without_step(data.get("paths", ()), candidate.facts["line"]):
+    if as_written is None and kind == "replica" and ran_without_step(data.get("paths", ()), candidate.facts["line"]):
         return Judgement("refuted", detail="no step of its iteration follows the clip", **common)
     if as_written is None:
-        return Judgement("unverified", reason="not-sliced", detail="the clip did not run in the replay", **common)
+        detail = "in the replay no step followed on the parameters that it clips"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if kind == "replay" and as_written.at_step == 0.0:
+        # A stand-in that no gradient reaches says nothing about the code.
+        detail = "in the replay no gradient reached the parameters that it clips"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     measured = _measured(as_written)
     common |= {"measured": measured, "threshold": {"norm_at_step": _short(TOLERANCE * as_written.limit)}}
     if not as_written.early or not as_written.missed:
@@ -355,11 +360,12 @@ def _short(number: float) -> float:
 
 
 def _story(candidate: Candidate, run: ClipRun) -> str:
-    """The candidate's message, with the branch on which the fault was seen."""
+    """The candidate's message, with what the clip acts on instead and the branch on which the fault was seen."""
     if run.error:
         return f"{candidate.message}; the call raises {run.error}"
     if not run.guards:
-        return candidate.message
+        stale = run.saw > 0.0
+        return f"{candidate.message}; what it clips is the previous iteration's" if stale else candidate.message
     branches = ", ".join(f"{line} {'true' if taken else 'false'}" for line, taken in run.guards.items())
     return f"{candidate.message} (seen with the conditions on lines: {branches})"
 

@@ -151,7 +151,8 @@ def test_an_autoencoder_is_one_chain(lab: ModelLab) -> None:
             def __init__(self):
                 super().__init__()
                 self.encoder = nn.Sequential(
-                    nn.Linear(784, 256), nn.Sigmoid(), nn.Linear(256, 64), nn.Sigmoid(), nn.Linear(64, 16), nn.Sigmoid())
+                    nn.Linear(784, 256), nn.Sigmoid(), nn.Linear(256, 64), nn.Sigmoid(),
+                    nn.Linear(64, 16), nn.Sigmoid())
                 self.decoder = nn.Sequential(
                     nn.Linear(16, 64), nn.Sigmoid(), nn.Linear(64, 256), nn.Sigmoid(), nn.Linear(256, 784))
 
@@ -387,7 +388,8 @@ def test_arguments_come_from_the_call_site(lab: ModelLab) -> None:
         "    def __init__(self, width, depth, act):\n        super().__init__()\n"
         "        self.net = nn.Sequential(*[block(width, act) for _ in range(depth)])\n\n"
         "    def forward(self, x):\n        return self.net(x)\n",
-        "pkg.blocks": "from torch import nn\n\ndef block(width, act):\n    return nn.Sequential(nn.Linear(width, width), act())\n",
+        "pkg.blocks": "from torch import nn\n\ndef block(width, act):\n"
+        "    return nn.Sequential(nn.Linear(width, width), act())\n",
         "pkg.train": "import torch\nfrom pkg.models import Net\nWIDTH = 24\n",
     }
     call = {"module": "pkg.train", "args": ["WIDTH"], "kwargs": {"depth": "5", "act": "torch.nn.Tanh"}, "line": 3}
@@ -429,7 +431,9 @@ def test_configuration_objects(lab: ModelLab) -> None:
         class Net(nn.Module):
             def __init__(self, config: Config):
                 super().__init__()
-                self.net = nn.Sequential(*[m for _ in range(config.depth) for m in (nn.Linear(config.width, config.width), nn.ReLU())])
+                self.net = nn.Sequential()
+                for _ in range(config.depth):
+                    self.net.extend([nn.Linear(config.width, config.width), nn.ReLU()])
 
             def forward(self, x):
                 return self.net(x)
@@ -569,8 +573,8 @@ def test_a_project_may_name_its_files_as_it_likes(lab: ModelLab) -> None:
         ("self.a = nn.Conv1d(5, 3, 3)", "self.a(x)", [5, 64]),
         ("self.a = nn.Conv3d(2, 3, 3)", "self.a(x)", [2, 8, 32, 32]),
         ("self.a = nn.LSTM(9, 4, batch_first=True)", "self.a(x)[0]", [16, 9]),
-        ("self.a = nn.Conv2d(3, 4, 3); self.b = nn.Linear(4 * 26 * 26, 2)", "self.b(self.a(x).flatten(1))", [3, 28, 28]),
-        ("self.a = nn.Conv2d(1, 4, 5, stride=4); self.b = nn.Linear(4 * 15 * 15, 2)", "self.b(self.a(x).flatten(1))", [1, 64, 64]),
+        ("self.a = nn.Conv2d(3, 4, 3); self.b = nn.Linear(2704, 2)", "self.b(self.a(x).flatten(1))", [3, 28, 28]),
+        ("self.a = nn.Conv2d(1, 4, 5, 4); self.b = nn.Linear(900, 2)", "self.b(self.a(x).flatten(1))", [1, 64, 64]),
         ("self.a = nn.LazyLinear(5)", "self.a(x)", [32]),
         ("self.b = nn.Linear(4, 4); self.a = nn.Conv2d(6, 4, 1)", "self.b(self.a(x).mean((2, 3)))", [6, 32, 32]),
         ("self.a = nn.LayerNorm(10)", "self.a(x)", [16, 10]),
@@ -611,6 +615,34 @@ def test_several_inputs_masks_and_indices(lab: ModelLab) -> None:
     )
     assert answer["with_gradient"] == 5
     assert len(answer["input_shapes"]) == 2
+
+
+def test_inputs_of_a_call_in_the_project_are_used(lab: ModelLab) -> None:
+    answer = lab.run(
+        """
+        SIZE = 9
+
+        class Net(nn.Module):
+            def __init__(self, n):
+                super().__init__()
+                self.embed, self.out = nn.Embedding(n, 4), nn.Linear(4, n)
+
+            def forward(self, graph, k):
+                ids, weight = graph
+                return self.out(self.embed(ids) * weight[..., None])[:k]
+        """,
+        "Net",
+        calls=[
+            {
+                "module": "m",
+                "args": ["SIZE"],
+                "kwargs": {},
+                "line": 1,
+                "inputs": {"args": ["(torch.zeros(2, 3, dtype=torch.long), torch.rand(2, 3))"], "kwargs": {"k": "2"}},
+            }
+        ],
+    )
+    assert answer["with_gradient"] == 3
 
 
 def test_the_users_hint_wins(lab: ModelLab) -> None:

@@ -18,7 +18,7 @@ from gradlint.facts.steps_events import Event, Frame, Kind, Lines
 from gradlint.facts.steps_objects import Objects
 from gradlint.facts.steps_read import Resolve, StepReader
 from gradlint.facts.steps_scopes import Class, Function, Scopes, read_scopes
-from gradlint.facts.steps_words import words
+from gradlint.facts.steps_words import PARAMETER_WORDS, words
 
 __all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "may_share", "read_steps"]
 
@@ -72,15 +72,17 @@ class StepFacts:
             return True
         if any(root.startswith("optimizer:") for root in event.roots):
             return False
-        if event.object and event.object in self.objects.optimizers and step.object in self.objects.optimizers:
+        mine, stepped = self.objects.own(event.object), self.objects.own(step.object)
+        if mine and mine in self.objects.optimizers and stepped in self.objects.optimizers:
             return False
-        given = self.objects.optimizers.get(step.object, frozenset())
-        if not event.roots or not given:
+        roots = [self.objects.own(root) for root in event.roots]
+        given = self.objects.optimizers.get(stepped, frozenset())
+        if not roots or not given:
             return None
-        if any(_within(one, other) or _within(other, one) for one in event.roots for other in given):
+        if any(_within(one, other) or _within(other, one) for one in roots for other in given):
             return True
-        elsewhere = [found for key, found in self.objects.optimizers.items() if key != step.object]
-        if all(any(_within(root, other) for found in elsewhere for other in found) for root in event.roots):
+        elsewhere = [found for key, found in self.objects.optimizers.items() if key != stepped]
+        if all(any(_within(root, other) for found in elsewhere for other in found) for root in roots):
             return False
         return None
 
@@ -94,7 +96,7 @@ def may_share(one: Event, other: Event) -> bool:
 
 
 def _lists(root: str) -> bool:
-    return root.startswith("optimizer:") or bool({"params", "param", "parameters", "weights"} & set(words(root)))
+    return root.startswith("optimizer:") or bool(PARAMETER_WORDS & set(words(root)))
 
 
 def _within(inner: str, outer: str) -> bool:

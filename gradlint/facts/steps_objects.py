@@ -14,6 +14,7 @@ from gradlint.facts.steps_words import (
     OPTIMIZERS,
     OTHER_STEPS,
     PARAMETER_METHODS,
+    PARAMETER_WORDS,
     SCHEDULERS,
     last_name,
     words,
@@ -36,25 +37,36 @@ class Objects:
     others: frozenset[str]
     """Objects made from a class that has a ``step`` and trains nothing: schedulers, meters, profilers."""
 
+    def own(self, key: str) -> str:
+        """The name by which an object's own class knows it: ``agent.actor`` is ``self.actor`` in ``Agent``."""
+        prefix, _, rest = key.partition(".")
+        return f"self.{rest}" if rest and prefix in self.instances else key
+
     def is_scaler(self, key: str) -> bool:
         """Whether this is a gradient scaler (``torch.amp.GradScaler`` or its like)."""
+        key = self.own(key)
         return key in self.scalers or bool({"scaler", "scalers"} & set(words(last_name(key))))
 
     def is_model(self, key: str) -> bool:
         """Whether this is a module that is trained."""
+        key = self.own(key)
         return key in self.models or bool(MODELS & set(words(last_name(key))))
 
     def is_optimizer(self, key: str) -> bool:
         """Whether ``key.step()`` updates parameters, as far as can be told."""
+        key = self.own(key)
         if key in self.others:
             return False
         if key in self.optimizers or key in self.engines:
             return True
-        kinds = [w for w in words(last_name(key)) if w in OPTIMIZERS | SCHEDULERS | OTHER_STEPS]
-        return bool(kinds) and kinds[-1] in OPTIMIZERS
+        said = words(last_name(key))
+        kinds = [w for w in said if w in OPTIMIZERS | SCHEDULERS | OTHER_STEPS]
+        # `opt_params` and `optimizer_grouped_parameters` are what an optimizer is given.
+        return bool(kinds) and kinds[-1] in OPTIMIZERS and not PARAMETER_WORDS & set(said)
 
     def never_steps(self, key: str) -> bool:
         """Whether ``key.step()`` surely updates no parameters."""
+        key = self.own(key)
         known = set(words(last_name(key)))
         return key in self.others or bool(known & (SCHEDULERS | OTHER_STEPS))
 

@@ -37,6 +37,8 @@ MODELS = _set(
     backbone classifier unet vae gan gpt bert transformer student teacher netd netg rnn lstm cnn mlp"""
 )
 MODEL_METHODS = _set("parameters named_parameters eval modules named_modules requires_grad_")
+PARAMETER_WORDS = _set("param params parameter parameters weights groups group")
+"""In the name of what lists parameters."""
 PARAMETER_METHODS = _set("parameters named_parameters trainable_parameters get_parameters")
 
 STRONG = _set(

@@ -63,6 +63,8 @@ def reason_lines(judgement: Judgement) -> tuple[str, str]:
 
     The advice is ``""`` where nobody can tell, and where the reason holds for the whole run: that is said once.
     """
+    if judgement.measured and judgement.reason != "inconclusive" and judgement.detail:
+        return judgement.detail, ""
     what, advice = _REASONS.get(judgement.reason or "", (judgement.reason or "it was not run", ""))
     if judgement.detail:
         what = f"{what} ({judgement.detail})"

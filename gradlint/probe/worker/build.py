@@ -7,24 +7,31 @@ built from its own parts is not built: nothing stands in for a submodule.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import linecache
 import re
-import signal
-import sys
 from dataclasses import dataclass, field
 from trace import Tracer
-from types import FrameType, TracebackType
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from model_inputs import FORWARD_LIMIT, Inputs, Search, Seen, captured, observe, seed_all
+from model_calls import (
+    UNKNOWN,
+    TooSlow,
+    blamed_by,
+    call_by_name,
+    cpu_limit,
+    evaluate_call,
+    evaluate_inputs,
+    recorded_lines,
+    short,
+    signature_of,
+)
+from model_inputs import FORWARD_LIMIT, Inputs, Search, Seen, Spec, captured, observe, seed_all
 from model_missing import Missing
 from model_values import NoGuess, alternatives, describe, guess
-from modules import FILE_PREFIX, SlicedModules
+from modules import SlicedModules
 from probe_errors import ProbeError, is_out_of_memory
-from torch import nn
+from torch import Tensor, nn
 
 BUILD_LIMIT = 8
 """Constructor calls that may fail or lead nowhere before the model counts as not built."""
@@ -51,13 +58,21 @@ class Plan:
     guessed: Dict[str, Any] = field(default_factory=dict)
     notes: Dict[str, Any] = field(default_factory=dict)
     overrides: Dict[str, Any] = field(default_factory=dict)
+    called_with: Optional[Callable[[], Tuple[List[Any], Dict[str, Any]]]] = None
+    """What the project calls the model with, where it says so."""
     inside: Optional[Tuple[type, Plan]] = None
     """The class to take out of the surrounding model that the other plan builds."""
 
     def with_override(self, name: str, value: Any) -> Plan:
         """The same plan with another value for one guessed argument."""
         overrides = {**self.overrides, name: value}
-        return Plan(self.make, self.text, {**self.sizes, name: value}, self.guessed, self.notes, overrides)
+        sizes = {**self.sizes, name: value}
+        return Plan(self.make, self.text, sizes, self.guessed, self.notes, overrides, self.called_with)
+
+    def without(self, name: str) -> Plan:
+        """The same plan without one guessed argument."""
+        del self.guessed[name]
+        return self
 
     def assumed(self) -> Dict[str, Any]:
         """What no code states."""
@@ -102,7 +117,7 @@ class _Finder:
         except ProbeError:
             raise
         except Exception as error:  # the user's statements may raise anything
-            raise ProbeError("not-built", f"{entry}: {_short(error)}") from error
+            raise ProbeError("not-built", f"{entry}: {short(error)}") from error
         for plan in self._plans(module):
             if self.builds >= BUILD_LIMIT:
                 break
@@ -125,8 +140,13 @@ class _Finder:
         except AttributeError as error:
             raise ProbeError("not-built", f"{qualname} is not defined by the sliced statements") from error
         calls = list(self.body.get("calls") or [])[:3]
-        from_calls = [p for p in (self._from_call(target, c) for c in calls) if p is not None]
-        yield from (p for p in from_calls if not p.guessed)
+        from_calls: List[Plan] = []
+        for call in calls:
+            plan = self._from_call(target, call)
+            if plan is not None and plan.guessed:
+                from_calls.append(plan)
+            elif plan is not None:
+                yield plan
         guessed = self._guessed(target)
         if guessed is not None and not guessed.guessed:
             yield guessed
@@ -135,7 +155,7 @@ class _Finder:
         if guessed is None or "depth_guessed" in guessed.notes:  # a surrounding model may state the depth
             yield from stated
             stated = []
-        yield from (p for p in from_calls if p.guessed)
+        yield from from_calls
         if guessed is not None and guessed.guessed:
             yield guessed
         yield from stated
@@ -151,7 +171,7 @@ class _Finder:
 
     def _from_call(self, target: Any, call: Mapping[str, Any]) -> Optional[Plan]:
         """The arguments of a call site; what cannot be evaluated there is guessed, or left to its default."""
-        signature = _signature(target)
+        signature = signature_of(target)
         module = str(call.get("module") or self.body["entry"])
         if signature is None or not self.slices.holds(module):
             return None
@@ -159,24 +179,26 @@ class _Finder:
         plan = Plan(lambda _: nn.Identity(), "")
 
         def make(overrides: Dict[str, Any]) -> nn.Module:
-            known = _evaluate_call(self.slices, module, signature, args, kwargs)
+            known = evaluate_call(self.slices, module, signature, args, kwargs)
             others = {k: _rebuilt(v) for k, v in {**plan.guessed, **overrides}.items()}
             values = {**known, **others}
-            return _module_in(_call(target, signature, values))
+            return _module_in(call_by_name(target, signature, values))
 
         try:
-            known = _evaluate_call(self.slices, module, signature, args, kwargs)
+            known = evaluate_call(self.slices, module, signature, args, kwargs)
             self._fill(signature, known, plan)
         except (NoGuess, ProbeError) as error:
             self._note(error)
             return None
+        if call.get("inputs"):
+            plan.called_with = functools.partial(evaluate_inputs, self.slices, module, call["inputs"])
         shown = [*args, *(f"{k}={v}" for k, v in kwargs.items())]
         plan.make, plan.text = make, f"{_name(target)}({', '.join(shown)})"
         return plan
 
     def _guessed(self, target: Any, depth: int = 0) -> Optional[Plan]:
         """Defaults, and guesses for what has none."""
-        signature = _signature(target)
+        signature = signature_of(target)
         if signature is None:
             self._note(ProbeError("not-built", f"{_name(target)}: its constructor cannot be read"))
             return None
@@ -184,7 +206,7 @@ class _Finder:
 
         def make(overrides: Dict[str, Any]) -> Any:
             fresh = {k: _rebuilt(v) for k, v in {**plan.guessed, **overrides}.items()}
-            made = _call(target, signature, fresh)
+            made = call_by_name(target, signature, fresh)
             return made if depth else _module_in(made)
 
         try:
@@ -283,8 +305,9 @@ class _Finder:
         self, model: nn.Module, lines: Mapping[int, int], plan: Plan, outer: bool
     ) -> Tuple[Inputs, Optional[Seen]]:
         search = Search(model, lines, plan.sizes, OUTER_FORWARDS if outer else FORWARD_LIMIT)
+        hints = [] if outer else self.body.get("inputs") or []
         try:
-            return search.run([] if outer else self.body.get("inputs") or []), search.seen
+            return search.run(hints, _called_with(model, plan)), search.seen
         except ProbeError as error:
             raise error from search.error
 
@@ -307,8 +330,11 @@ class _Finder:
 
     def _repairs(self, plan: Plan, error: BaseException) -> Iterator[Plan]:
         """Plans with another value for a guessed or missing argument that the failing lines speak of."""
+        twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+        if twice and twice[1] in plan.guessed:  # the constructor passes it on itself
+            yield plan.without(twice[1])
         candidates = {**{k: v for k, v in plan.sizes.items() if v is None}, **plan.guessed, **plan.overrides}
-        for name in _blamed(error, list(candidates)):
+        for name in blamed_by(error, list(candidates)):
             if name in plan.overrides and plan.overrides[name] != plan.guessed.get(name):
                 continue  # one repair per argument
             for value in alternatives(name, candidates[name], error)[:2]:
@@ -320,7 +346,7 @@ class _Finder:
         elif isinstance(error, NoGuess):
             self.failures.append(ProbeError("not-built", f"nothing tells what to pass as {error}; {HINT}"))
         else:
-            self.failures.append(ProbeError("not-built", f"{_short(error)}; {HINT}"))
+            self.failures.append(ProbeError("not-built", f"{short(error)}; {HINT}"))
 
 
 @dataclass(frozen=True)
@@ -341,45 +367,16 @@ def _rebuilt(value: Any) -> Any:
     return value.plan.make(value.plan.overrides) if isinstance(value, _Part) else value
 
 
-class TooSlow(BaseException):
-    """An attempt took longer than it may. No ``Exception``: the code under test may catch those."""
-
-
-@contextlib.contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`TooSlow` in the block once it has used so much CPU time, where the system has such a timer."""
-
-    def stop(number: int, frame: Optional[FrameType]) -> None:
-        raise TooSlow(f"more than {seconds} s to build and run it once")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
-@contextlib.contextmanager
-def recorded_lines() -> Iterator[Dict[int, int]]:
-    """While the block runs, note for each new module the line of sliced code that makes it."""
-    lines: Dict[int, int] = {}
-    original = nn.Module.__init__
-
-    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        frame: Optional[FrameType] = sys._getframe(1)
-        while frame is not None and not frame.f_code.co_filename.startswith(FILE_PREFIX):
-            frame = frame.f_back
-        if frame is not None:
-            lines[id(self)] = frame.f_lineno
-        original(self, *args, **kwargs)
-
-    nn.Module.__init__ = init  # type: ignore[method-assign]
-    try:
-        yield lines
-    finally:
-        nn.Module.__init__ = original  # type: ignore[method-assign]
+def _called_with(model: nn.Module, plan: Plan) -> Optional[Spec]:
+    """Inputs like those of the project's own call, if all of it can be evaluated."""
+    if plan.called_with is None:
+        return None
+    args, kwargs = plan.called_with()
+    values = [*args, *kwargs.values()]
+    if not values or any(v is UNKNOWN for v in values):
+        return None
+    batch = next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()), 1)
+    return captured(model, args, kwargs, batch).spec
 
 
 def _caught(model: nn.Module, path: str, inputs: Inputs) -> Optional[Inputs]:
@@ -394,103 +391,6 @@ def _caught(model: nn.Module, path: str, inputs: Inputs) -> Optional[Inputs]:
     finally:
         handle.remove()
     return captured(inner, *seen[0], batch=inputs.batch) if seen else None
-
-
-def _signature(target: Any) -> Optional[inspect.Signature]:
-    """The parameters of a constructor or function, annotations resolved where they can be."""
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        signature = inspect.signature(function, eval_str=True) if sys.version_info >= (3, 10) else None
-    except Exception:  # annotations may name anything
-        signature = None
-    try:
-        signature = signature or inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-    parameters = list(signature.parameters.values())
-    if not inspect.isclass(target):
-        return signature
-    parameters = parameters[1:]
-    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        parameters[-1:] = [*_inherited(target, {p.name for p in parameters}), parameters[-1]]
-    return signature.replace(parameters=parameters)
-
-
-def _inherited(target: type, known: Set[str]) -> Iterator[inspect.Parameter]:
-    """What ``**kwargs`` of a constructor stands for: the parameters of the base class's."""
-    own = next((c for c in target.__mro__ if "__init__" in vars(c)), None)
-    after = target.__mro__[target.__mro__.index(own) + 1 :] if own is not None else ()
-    plain = (object, nn.Module)
-    base = next((c for c in after if "__init__" in vars(c) and c not in plain), None)
-    signature = _signature(base) if base is not None else None
-    for p in signature.parameters.values() if signature is not None else ():
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in known:
-            yield p.replace(kind=p.KEYWORD_ONLY)
-
-
-def _evaluate_call(
-    slices: SlicedModules, module: str, signature: inspect.Signature, args: Sequence[str], kwargs: Mapping[str, str]
-) -> Dict[str, Any]:
-    """Parameter name -> value, for the arguments of a call that can be evaluated in its module."""
-    try:
-        space = vars(slices.load(module))
-    except Exception as error:  # the call site's module cannot run: its call tells nothing
-        raise ProbeError("not-built", f"{module}: {_short(error)}") from error
-    positional: List[Any] = []
-    for text in args:
-        value = _evaluated(text.lstrip("*"), space)
-        starred = text.startswith("*")
-        if starred and value is _UNKNOWN:
-            break
-        positional.extend(value if starred else [value])
-    named: Dict[str, Any] = {}
-    for name, text in kwargs.items():
-        value = _evaluated(text.lstrip("*"), space)
-        if name.isidentifier():
-            named[name] = value
-        elif isinstance(value, dict):
-            named.update(value)
-    try:
-        bound = signature.bind_partial(*positional, **named).arguments
-    except TypeError as error:
-        raise ProbeError("not-built", f"the call does not fit: {error}") from error
-    if any(isinstance(v, nn.Module) for v in bound.values()) and not slices.loading:
-        slices.stale(module)  # the next build gets submodules of its own
-    return {k: v for k, v in bound.items() if v is not _UNKNOWN}
-
-
-_UNKNOWN = object()
-
-
-def _evaluated(text: str, space: Dict[str, Any]) -> Any:
-    try:
-        return eval(compile(text.strip(), "<call site>", "eval"), space)
-    except ProbeError:
-        return _UNKNOWN
-    except Exception:  # names of a function's own, files, devices: whatever it is, it is not known here
-        return _UNKNOWN
-
-
-def _call(target: Any, signature: inspect.Signature, values: Mapping[str, Any]) -> Any:
-    """Call with parameters by name, by place where they must be."""
-    args: List[Any] = []
-    kwargs: Dict[str, Any] = {}
-    by_place = any(p.kind is p.VAR_POSITIONAL and values.get(p.name) for p in signature.parameters.values())
-    for p in signature.parameters.values():
-        if p.name not in values:
-            if by_place and p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty:
-                args.append(p.default)
-            continue
-        value = values[p.name]
-        if p.kind is p.VAR_POSITIONAL:
-            args.extend(value)
-        elif p.kind is p.VAR_KEYWORD:
-            kwargs.update(value)
-        elif p.kind is p.POSITIONAL_ONLY or (by_place and p.kind is p.POSITIONAL_OR_KEYWORD):
-            args.append(value)
-        else:
-            kwargs[p.name] = value
-    return target(*args, **kwargs)
 
 
 def _module_in(value: Any) -> nn.Module:
@@ -512,23 +412,3 @@ def _attribute(owner: Any, qualname: str) -> Any:
 
 def _name(target: Any) -> str:
     return str(getattr(target, "__name__", target))
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:120]
-
-
-def _blamed(error: BaseException, names: Sequence[str]) -> List[str]:
-    """Arguments that the failing lines of sliced code speak of, innermost first."""
-    lines: List[str] = []
-    trace: Optional[TracebackType] = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if name.startswith(FILE_PREFIX):
-            lines.append(linecache.getline(name, trace.tb_lineno))
-        trace = trace.tb_next
-    found: List[str] = []
-    for line in [*reversed(lines), str(error)]:
-        found.extend(n for n in names if re.search(rf"\b{re.escape(n)}\b", line) and n not in found)
-    return found

@@ -161,7 +161,8 @@ class _Experiment:
                 size //= 2
             if size * trace.cost > 4 * _RUN_SECONDS:
                 size = 4
-        per_run = trace.fixed_cost + (size or max(s[0] for s in self.recipe.inputs.shapes(None))) * trace.cost
+        samples = size or max((s[0] for s in self.recipe.inputs.shapes(None)), default=1)
+        per_run = trace.fixed_cost + samples * trace.cost
         for seeds in (SEEDS, 3):
             if seeds * _RUNS * per_run <= _TOTAL_SECONDS:
                 return size, seeds

@@ -231,7 +231,7 @@ _RULES: Tuple[Tuple[str, Rule], ...] = (
     (r"weight of size " + _SHAPE + r", expected input" + _SHAPE + r" to have (\d+) channels, but got (\d+)",
      _conv_channels),
     (r"batched\) input to conv_?(?:transpose)?(\d)d", _conv_rank),
-    (r"expected input with shape \[\*, ([\d, ]+)\]", _last_dims),
+    (r"expected input with shape \[\*,? ?([\d, ]+)\]", _last_dims),
     (r"running_mean should contain (\d+) elements not (\d+)", _features),
     (r"(?:must be equal to|expected) .*[Ee]xpected (\d+), got (\d+)", _features_reversed),
     (r"expected to have .*?(\d+) channels.*?got.*?(\d+)", _features_reversed),

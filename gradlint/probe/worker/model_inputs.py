@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import inspect
+import math
 import random
 from dataclasses import dataclass, field, replace
 from trace import Intervention, TooLarge, Tracer
@@ -21,6 +22,8 @@ from probe_errors import ProbeError, is_out_of_memory
 from torch import Tensor, nn
 
 SEARCH_BATCH, SMALLEST_BATCH = 4, 2
+LARGEST = 8e6
+"""Numbers in one input of the search's batch; nothing larger is tried unasked."""
 HEAVY = 2e7
 """Parameters above which the search begins with the smallest batch."""
 FORWARD_LIMIT = 60
@@ -128,11 +131,16 @@ class Search:
         self._seen: Set[Any] = set()
         self._queue: List[_Candidate] = []
 
-    def run(self, hints: Sequence[Sequence[int]]) -> Inputs:
-        """The first inputs that the model takes. Raises ``not-built`` where the search ends without."""
+    def run(self, hints: Sequence[Sequence[int]], called_with: Optional[Spec] = None) -> Inputs:
+        """The first inputs that the model takes. Raises ``not-built`` where the search ends without.
+
+        ``hints`` are the user's own shapes; nothing else is tried then. ``called_with`` is how the project calls it.
+        """
         signature = forward_signature(self.model)
         if hints:
             return self._stated(hints, signature)
+        if called_with is not None:
+            self._push(called_with, 1.0, 0)
         for i, spec in enumerate(first_guesses(self.model, signature, self.sizes)):
             self._push(spec, 0.0, i)
         tries = ladder(self.model, signature, self.sizes)
@@ -161,6 +169,8 @@ class Search:
         raise self._failure()
 
     def _push(self, spec: Spec, progress: float, order: int) -> None:
+        if any(math.prod(a.shape) > LARGEST and not a.fixed for a in spec):
+            return
         if spec not in self._seen and len(self._seen) < 10 * FORWARD_LIMIT:
             self._seen.add(spec)
             heapq.heappush(self._queue, _Candidate((-progress, order + 10 * len(self._seen)), spec))
@@ -226,7 +236,7 @@ def seed_all(seed: int) -> None:
 
 
 def captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> Inputs:
-    """Inputs like those that a surrounding model handed to ``model``."""
+    """Inputs like those that ``model`` was called with somewhere; ``batch`` tells which dimension may vary."""
     names = [p.name for p in forward_signature(model).parameters.values()]
     spec: List[Arg] = []
     for i, value in enumerate(args):

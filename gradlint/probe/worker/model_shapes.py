@@ -49,9 +49,11 @@ class Arg:
 
     @staticmethod
     def like(name: str, value: Any, batch: int, keyword: bool) -> Arg:
-        """An argument like one that was seen: floating tensors over the batch are drawn anew, the rest is kept."""
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and value.shape[0] == batch:
-            return Arg(name, tuple(value.shape), keyword=keyword)
+        """An argument like one that was seen: tensors over the batch are drawn anew, the rest is kept."""
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch and not value.is_complex():
+            kind = "float" if value.is_floating_point() else "bool" if value.dtype is torch.bool else "int"
+            high = int(value.max()) + 1 if kind == "int" and value.numel() else VOCABULARY
+            return Arg(name, tuple(value.shape), kind, high, keyword)
         kept = _copied(value, False)
         return Arg(name, kind="value", keyword=keyword, value=kept, fixed=True)
 

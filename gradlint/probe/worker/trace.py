@@ -27,6 +27,7 @@ from layergraph import (
     Node,
 )
 from model_ops import LINEAR_JOINS, PRODUCT, QUESTIONS, REPLACES_FIRST, operation
+from model_tensors import carries, clamp_kind, divides_by, operands, output_tensors, swapped, tensors_in
 from model_weights import Names, fans, init_of, path_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -94,11 +95,11 @@ class Tracer(TorchFunctionMode):
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), (parameter, (name,)))
         for tensor in tensors_in((list(args), dict(kwargs))):
-            if _carries(tensor):
+            if carries(tensor):
                 self._add(INPUT, "input", (), [tensor])
         with self._watch_modules(), self:
             output = (forward or self._model)(*args, **kwargs)
-        found = [t for t in output_tensors(output) if _carries(t)]
+        found = [t for t in output_tensors(output) if carries(t)]
         producers = [self._node_of(t) for t in found if t.requires_grad or id(t) in self._live]
         if producers:
             self._add(OUTPUT, "output", tuple(producers), [])
@@ -131,9 +132,9 @@ class Tracer(TorchFunctionMode):
             return self._product(func, kind, op, args, kwargs)
         if kind == ACTIVATION:
             return self._activate(func, op, args, kwargs)
-        operands = list(tensors_in((list(args), kwargs)))
-        before = [(t, self._node_of(t)) for t in operands if self._is_live(t)]
-        names = self._names_in(operands)
+        given = list(tensors_in((list(args), kwargs)))
+        before = [(t, self._node_of(t)) for t in given if self._is_live(t)]
+        names = self._names_in(given)
         result = func(*args, **kwargs)
         self.second_order |= name == "grad"
         if kind == CONSTANT:
@@ -164,12 +165,12 @@ class Tracer(TorchFunctionMode):
             before = [(t, n) for t, n in before if t is not args[0]]
         inputs = tuple(n for _, n in before)
         if name == "clamp":
-            kind, op = _clamp(args, kwargs)
+            kind, op = clamp_kind(args, kwargs)
         elif kind == JOIN and len(inputs) < 2 and op != "glu":
             if op in ("max", "min"):
                 kind = TRANSPARENT  # over a dimension
             else:
-                kind = TRANSPARENT if name in LINEAR_JOINS and not _divides_by(before, op, args) else UNKNOWN
+                kind = TRANSPARENT if name in LINEAR_JOINS and not divides_by(before, op, args) else UNKNOWN
         if kind == UNKNOWN:
             self.complete = False
         self._record(kind, op, inputs, args[0] if name == "setitem" else result)
@@ -192,7 +193,7 @@ class Tracer(TorchFunctionMode):
 
     def _product(self, func: Any, kind: str, op: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         """A weight layer, if one operand is live and the other is made of parameters alone."""
-        factors, bias = _operands(op, args, kwargs)
+        factors, bias = operands(op, args, kwargs)
         live = [t for t in factors if self._is_live(t)]
         learnt = [t for t in factors if not self._is_live(t) and self._names_in([t])]
         starts = kind == WEIGHT and len(factors) == 2 and not live and learnt and learnt[-1] is factors[1]
@@ -233,7 +234,7 @@ class Tracer(TorchFunctionMode):
         if self._intervention is not None:
             swap[id(weight)] = self._intervention.weight(call, weight, names)
             swap.update({id(b): self._intervention.bias(call, b) for b in bias if self._names_in([b])})
-        result: Tensor = func(*_swapped(args, swap), **_swapped(kwargs, swap))
+        result: Tensor = func(*swapped(args, swap), **swapped(kwargs, swap))
         self.multiply_adds += float(result.numel()) * width[0]
         if self._intervention is not None:
             result = self._intervention.output(call, result, op)
@@ -254,7 +255,7 @@ class Tracer(TorchFunctionMode):
         return self._calls - 1
 
     def _is_live(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._live or (tensor.requires_grad and not self._is_learnt(tensor) and _carries(tensor))
+        return id(tensor) in self._live or (tensor.requires_grad and not self._is_learnt(tensor) and carries(tensor))
 
     def _is_learnt(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or isinstance(tensor, nn.Parameter) or tensor.is_leaf
@@ -278,7 +279,7 @@ class Tracer(TorchFunctionMode):
     def _record(
         self, kind: str, op: str, inputs: Tuple[int, ...], result: Any, names: Names = (), **more: Any
     ) -> None:
-        found = [t for t in tensors_in(result) if _carries(t)]
+        found = [t for t in tensors_in(result) if carries(t)]
         if not found:
             return
         if not more.get("path"):
@@ -309,7 +310,7 @@ class Tracer(TorchFunctionMode):
 
     def _derive(self, result: Any, names: Names) -> None:
         for t in tensors_in(result):
-            if _carries(t) and id(t) not in self._names:
+            if carries(t) and id(t) not in self._names:
                 self._names[id(t)] = (t, names)
 
     def _forget(self, result: Any) -> None:
@@ -363,80 +364,3 @@ class _BoundedTracer(torch.fx.Tracer):
         if len(self.graph.nodes) > SYMBOLIC_LIMIT:
             raise RuntimeError("the symbolic trace does not end")
         return super().create_node(*args, **kwargs)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-
-
-def output_tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """Every tensor in what a model returned: also in objects (dataclasses, distributions, simple classes)."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth == 0 or isinstance(value, (str, bytes, int, float, nn.Module, type)) or value is None:
-        return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from output_tensors(item, depth - 1)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from output_tensors(item, depth - 1)
-    else:
-        for item in list(getattr(value, "__dict__", {}).values()):
-            yield from output_tensors(item, depth - 1)
-
-
-def _carries(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _operands(op: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Tuple[List[Tensor], List[Tensor]]:
-    """The two factors of a product in order, and what is added to it."""
-    if op == "einsum":
-        return list(tensors_in([list(args[1:]), kwargs])), []
-    named = {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    if op in ("addmm", "baddbmm"):
-        every = tensors + list(named.values())
-        return every[1:3], every[:1]
-    bias = [named.pop("bias")] if "bias" in named else []
-    first = [named.pop("input")] if "input" in named else []
-    every = [*tensors, *first, *named.values()]
-    if op == "rmatmul":
-        every = every[1::-1]
-    return every[:2], bias + every[2:3]
-
-
-def _swapped(value: Any, swap: Mapping[int, Tensor]) -> Any:
-    """``value`` with tensors replaced by identity, in nested tuples, lists and dicts."""
-    if not swap:
-        return value
-    if isinstance(value, Tensor):
-        return swap.get(id(value), value)
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        items = [_swapped(v, swap) for v in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, dict):
-        return {k: _swapped(v, swap) for k, v in value.items()}
-    return value
-
-
-def _clamp(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tuple[str, str]:
-    low = kwargs.get("min", args[1] if len(args) > 1 else None)
-    high = kwargs.get("max", args[2] if len(args) > 2 else None)
-    if isinstance(low, (int, float)) and low == 0 and high is None:
-        return ACTIVATION, "relu"
-    return (ACTIVATION, "hardtanh") if low is not None and high is not None else (UNKNOWN, "clamp")
-
-
-def _divides_by(before: List[Tuple[Tensor, int]], op: str, args: Sequence[Any]) -> bool:
-    """Whether the only live operand of a division is the divisor."""
-    return op == "div" and bool(args) and args[0] is not before[0][0]
