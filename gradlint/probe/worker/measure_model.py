@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from trace import symbolic
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -15,7 +15,7 @@ from layergraph import SIGMOID_LIKE, TRANSPARENT, Chain, LayerGraph, Node, chain
 from model_inputs import Seen
 from model_meter import Bench, Remedy, cotangent_loss, measure
 from model_missing import Missing
-from model_weights import default_std_ratio, is_default
+from model_weights import default_std_ratio, init_of, is_default
 from modules import SlicedModules
 from probe_errors import ProbeError
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class _Experiment:
 
     def _trace(self, seen: Seen, batch: Any) -> _Trace:
         model, tracer = seen.model, seen.tracer
-        graph = tracer.graph("hooks")
+        graph = _with_inits(tracer.graph("hooks"), seen.weights)
         named = list(model.named_parameters())
         trainable = [(n, p) for n, p in named if p.requires_grad]
         if trainable:
@@ -163,15 +163,15 @@ class _Experiment:
                 size = 4
         samples = size or max((s[0] for s in self.recipe.inputs.shapes(None)), default=1)
         per_run = trace.fixed_cost + samples * trace.cost
-        for seeds in (SEEDS, 3):
-            if seeds * _RUNS * per_run <= _TOTAL_SECONDS:
+        for seeds, seconds in ((SEEDS, _TOTAL_SECONDS), (3, 1.3 * _TOTAL_SECONDS)):
+            if seeds * _RUNS * per_run <= seconds:
                 return size, seeds
         return size, 1
 
     def _measure(
         self, trace: _Trace, found: Sequence[Chain], size: Any, seeds: int
     ) -> Tuple[List[Dict[str, Any]], Any]:
-        bench = self._bench(trace, found, size)
+        bench = self._bench(trace, found, size, keep=seeds == 1)
         try:
             written = measure(bench, range(seeds), None)
         except ProbeError:
@@ -180,7 +180,7 @@ class _Experiment:
             if size in (None, self.recipe.inputs.batch):
                 raise
             size = self.recipe.inputs.batch  # the model insists on the batch that the search found
-            bench = self._bench(trace, found, size)
+            bench = self._bench(trace, found, size, keep=seeds == 1)
             written = measure(bench, range(seeds), None)
         results: List[Dict[str, Any]] = []
         left = SICK_LIMIT
@@ -200,7 +200,7 @@ class _Experiment:
             after[name] = measure(bench, range(seeds), Remedy(name, chain))[index]
         return after
 
-    def _bench(self, trace: _Trace, found: Sequence[Chain], size: Any) -> Bench:
+    def _bench(self, trace: _Trace, found: Sequence[Chain], size: Any, keep: bool) -> Bench:
         recipe = self.recipe
 
         def build_one(seed: int) -> nn.Module:
@@ -214,7 +214,15 @@ class _Experiment:
             chains=found,
             calls=trace.calls,
             controls=self.body.get("controls") or {},
+            keep=keep,
         )
+
+
+def _with_inits(graph: LayerGraph, weights: Mapping[int, Tensor]) -> LayerGraph:
+    """The same graph, its weight layers told how they were initialised."""
+    inits = {call: init_of(weight) for call, weight in weights.items()}
+    nodes = tuple(replace(n, init=inits.get(n.call, n.init)) if n.call is not None else n for n in graph.nodes)
+    return LayerGraph(nodes, graph.source, graph.complete)
 
 
 def _warm_optimizers() -> None:
@@ -267,7 +275,7 @@ def _fits(remedy: str, chain: Chain) -> bool:
 def _describe(chain: Chain, trace: _Trace) -> Dict[str, Any]:
     first, last = chain.layers[0], chain.layers[-1]
     norms = Counter(n.op for link in chain.norms for n in link)
-    weights = [(trace.weights.get(n.call if n.call is not None else -1), n.op) for n in chain.layers]
+    weights = [trace.weights.get(n.call if n.call is not None else -1) for n in chain.layers]
     fan_ins = [n.fan_in for n in chain.layers]
     hidden = weights[:-1] or weights
     return {
@@ -280,8 +288,8 @@ def _describe(chain: Chain, trace: _Trace) -> Dict[str, Any]:
         "activations": dict(Counter(a.op for link in chain.activations for a in link)),
         "norms": dict(norms),
         "norm_links": sum(1 for link in chain.norms if link),
-        "default_init": all(w is not None and is_default(w, op) for w, op in hidden),
-        "weight_std_ratio": [_rounded(default_std_ratio(w, op)) if w is not None else None for w, op in weights],
+        "default_init": all(w is not None and is_default(w) for w in hidden),
+        "weight_std_ratio": [_rounded(default_std_ratio(w)) if w is not None else None for w in weights],
         "fan_ins": fan_ins,
         "square": len(set(fan_ins[1:])) <= 1 and first.op == "linear",
         "ndim_input": first.attrs.get("ndim"),

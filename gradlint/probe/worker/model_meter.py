@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequ
 import torch
 import torch.nn.functional as F
 from layergraph import SIGMOID_LIKE, Chain
+from model_inputs import seed_all
 from model_weights import Names
 from probe_errors import ProbeError
 from torch import Tensor, nn
@@ -193,12 +194,17 @@ class Bench:
     calls: Tuple[Tuple[str, str], ...]
     """(kind, op) of the numbered calls, in order. A run that differs measured something else."""
     controls: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    """Keep the built model from run to run: one seed, and a model so large that building it costs."""
+    kept: Dict[int, nn.Module] = field(default_factory=dict)
 
     def run(self, seed: int, remedy: Optional[Remedy], double: bool, steps: int = 0) -> List[Numbers]:
         """One run: build, forward, backward; after ``steps`` optimizer steps on the same batch."""
-        model = self.build(seed)
+        model = self.kept[seed] if seed in self.kept and not double and not steps else self.build(seed)
         if double:
             model = model.double()
+        elif self.keep and not steps:
+            self.kept[seed] = model
         args, kwargs = self.inputs(seed, double)
         meter = self._meter(seed, remedy)
         optimizer: Optional[torch.optim.Optimizer] = None
@@ -226,7 +232,7 @@ class Bench:
     def _loss(
         self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int
     ) -> Tensor:
-        torch.manual_seed(seed + 2000)  # dropout
+        seed_all(seed + 2000)  # dropout
         tracer = Tracer(model, {}, meter)
         _, outputs = tracer.trace(args, kwargs)
         if tracer.calls() != self.calls:

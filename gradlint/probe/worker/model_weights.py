@@ -10,6 +10,8 @@ from torch import Tensor, nn
 Names = Tuple[str, ...]
 """Names of the parameters that a tensor was computed from; ``""`` for one that no module has registered."""
 
+SAMPLE = 1 << 16
+"""Numbers of a large weight that are looked at."""
 STD_TOLERANCE = 0.05
 """How far the spread of weights may be from PyTorch's default, on top of what their number lets one see."""
 
@@ -71,31 +73,40 @@ def _is_layer(module: Optional[nn.Module]) -> bool:
     return module is not None and all(name == "parametrizations" for name, _ in module.named_children())
 
 
-def default_std_ratio(weight: Tensor, op: str) -> float:
+def default_std_ratio(weight: Tensor) -> float:
     """Spread of a weight over that of PyTorch's default, ``1 / sqrt(3 fan_in)``; nan where it cannot be told."""
-    fan_in = math.prod(weight.shape[1:]) if weight.dim() > 1 else weight.numel()
-    if weight.numel() < 2:
-        return math.nan
-    spread = float(weight.detach().double().square().mean().sqrt())
-    return spread * math.sqrt(3.0 * fan_in)
+    return _spread(weight) * math.sqrt(3.0 * _fan_in(weight)) if weight.numel() > 1 else math.nan
 
 
-def is_default(weight: Tensor, op: str) -> bool:
+def is_default(weight: Tensor) -> bool:
     """Whether a weight looks like PyTorch's default, uniform within ``1 / sqrt(fan_in)``.
 
     The sample error of the spread of n uniform numbers is 0.447 / sqrt(n) of it; three of that are allowed.
     """
-    ratio = default_std_ratio(weight, op)
+    ratio = default_std_ratio(weight)
     if math.isnan(ratio):
         return True
-    if abs(ratio - 1.0) > STD_TOLERANCE + 3 * 0.447 / math.sqrt(weight.numel()):
+    seen = min(weight.numel(), SAMPLE)
+    if abs(ratio - 1.0) > STD_TOLERANCE + 3 * 0.447 / math.sqrt(seen):
         return False
-    fan_in = math.prod(weight.shape[1:]) if weight.dim() > 1 else weight.numel()
-    return float(weight.detach().abs().max()) <= 1.001 / math.sqrt(fan_in)
+    return float(_sample(weight).abs().max()) <= 1.001 / math.sqrt(_fan_in(weight))
 
 
-def init_of(weight: Tensor, op: str) -> str:
+def init_of(weight: Tensor) -> str:
     """``default``, or ``normal:<std>``: the built weight tells no more."""
-    if is_default(weight, op):
-        return "default"
-    return f"normal:{float(weight.detach().double().square().mean().sqrt()):.6g}"
+    return "default" if is_default(weight) else f"normal:{_spread(weight):.6g}"
+
+
+def _fan_in(weight: Tensor) -> int:
+    """As ``torch.nn.init`` counts it."""
+    return math.prod(weight.shape[1:]) if weight.dim() > 1 else weight.numel()
+
+
+def _spread(weight: Tensor) -> float:
+    return float(_sample(weight).double().square().mean().sqrt())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Numbers of a weight, evenly spaced, at most :data:`SAMPLE` or so."""
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLE)]

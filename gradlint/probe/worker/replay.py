@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 import cpu_standins
 import ghost
 import integrity
+import step_layers
 import step_patch
 import step_scaling
 import step_tolerance
@@ -49,6 +50,10 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     assumed: Dict[str, Any] = {}
     program = Program(body["modules"], body, assumed)
     paths = program.explore([{}], started)
+    wanted = set(body["lines"])
+    if not any(wanted.intersection(e.get("lines", ())) for path in paths for e in path["events"]):
+        program.forced = True
+        paths = program.explore([{}], started)
     if not any(path["events"] for path in paths):
         raise ProbeError("not-sliced", _why(paths))
     edited_paths: List[Dict[str, Any]] = []
@@ -56,6 +61,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     if edited:
         modules = [_with_source(m, body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
+        other.forced = program.forced
         chosen = [dict(path.pop("assigned")) for path in paths]
         edited_paths = [
             other.path(assignment)
@@ -90,6 +96,7 @@ class Program:
         self.roles: Roles = infer(self.trees.values())
         self.flow: Flow = read(self.trees, self.entry, body["lines"])
         self.next_flips: Dict[str, bool] = {}
+        self.forced = False
         self._code: Dict[str, types.CodeType] = {}
         _install_once()
         step_tolerance.install(lambda name: name in self.trees)
@@ -117,6 +124,7 @@ class Program:
     ) -> "tuple[Dict[str, Any], Sequence[Limit]]":
         recorder = Recorder(self.entry, self.files, self.stubs, limits, LAST_SHARE * _cpu_limit())
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
+        world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
         step_patch.Hooks.number = staticmethod(world.limit)
         step_tolerance.start()
@@ -173,6 +181,7 @@ def _install_once() -> None:
         cpu_standins.install()
         step_patch.install()
         step_scaling.install()
+        step_layers.install()
 
 
 def _is_child(roles: Roles, path: str) -> bool:

@@ -83,7 +83,7 @@ class Helpers:
                 if loop.line == frame.f_lineno:
                     loop.unknown = True
             return self.world.truth(value, frame)
-        return bool(value)
+        return self.world.steered(bool(value), frame)
 
     def _presence(self, value: Any) -> Ghost:
         return Ghost(self.world.standins.maybe_none[id(value)], hint=True)

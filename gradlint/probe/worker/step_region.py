@@ -11,7 +11,7 @@ import types
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
-from ghost import MISSING, Ghost
+from ghost import Ghost, MISSING, combine
 from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
@@ -152,6 +152,7 @@ def _method(owner: type, name: str, tree: ast.Module, path: List[str], world: Ru
 def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
     """An instance of the region's class: by its own ``__init__`` if that works; what it lacks is unknown."""
     _open_class(owner, world)
+    _make_concrete(owner)
     try:
         arguments = _Arguments(init, 1, world).at(0) if init is not None else {}
         instance = owner(**arguments)
@@ -161,6 +162,18 @@ def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
         if isinstance(instance, torch.nn.Module):
             torch.nn.Module.__init__(instance)
     return instance
+
+
+def _make_concrete(owner: type) -> None:
+    """Abstract methods are unknown calls: what they return depends on what they are given."""
+    for name in getattr(owner, "__abstractmethods__", ()):
+
+        def unknown(*args: Any, _name: str = name, **kwargs: Any) -> Any:
+            return combine(_name, args[1:], kwargs)
+
+        setattr(owner, name, unknown)
+    if getattr(owner, "__abstractmethods__", None):
+        owner.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
 
 
 def _open_class(owner: type, world: RunWorld) -> None:

@@ -48,6 +48,8 @@ class RunWorld(World):
         self._assigned = dict(assigned)
         self._values = {name[5:] if name.startswith("self.") else name: _literal(v) for name, v in values.items()}
         self._hidden: Dict[int, Any] = {}
+        self.forced = False
+        """Whether known guards, too, are answered towards the calls of interest."""
         self.captured: Any = None
         """The nested function that is the region, once its ``def`` ran."""
 
@@ -69,6 +71,19 @@ class RunWorld(World):
             line = str(place[1]) if module == self.recorder.entry else f"{module}:{place[1]}"
             self.guards.setdefault(line, answer)
         return answer
+
+    def steered(self, answer: bool, frame: FrameType) -> bool:
+        """A known guard, answered towards the calls of interest where the program's state is not its real one.
+
+        ``if len(memory) < BATCH_SIZE: return`` is true of a memory that nothing was pushed to.
+        """
+        module = self.recorder.files.get(frame.f_code.co_filename)
+        wanted = self.flow.direction.get((module, frame.f_lineno)) if self.forced and module is not None else None
+        if wanted is None or wanted is answer:
+            return answer
+        line = str(frame.f_lineno) if module == self.recorder.entry else f"{module}:{frame.f_lineno}"
+        self.guards.setdefault(line, wanted)
+        return wanted
 
     def _first_answer(self, ghost: Ghost, place: Tuple[str, int]) -> bool:
         if ghost.gl_key in self._assigned:

@@ -28,7 +28,7 @@ from layergraph import (
 )
 from model_ops import LINEAR_JOINS, PRODUCT, QUESTIONS, REPLACES_FIRST, operation
 from model_tensors import carries, clamp_kind, divides_by, operands, output_tensors, swapped, tensors_in
-from model_weights import Names, fans, init_of, path_of
+from model_weights import Names, fans, path_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -244,7 +244,7 @@ class Tracer(TorchFunctionMode):
         self._record(
             WEIGHT if len(inputs) == 1 else JOIN, "linear" if kind == PRODUCT else op, inputs, result,
             path=path, line=self._lines.get(id(owner)), fan_in=width[0], fan_out=width[1], call=call,
-            init=init_of(weight, op), attrs=attrs,
+            attrs=attrs,
         )  # fmt: skip
         return result
 

@@ -1,0 +1,58 @@
+"""Layers of unknown size: ``nn.Linear(args.dim, 10)`` where nothing tells the dimension still has parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, Dict, Tuple
+
+import torch
+from ghost import Ghost
+
+UNKNOWN_SIZE = 1
+"""Every size that is not known: sizes that are equal fit each other."""
+
+
+def install() -> None:
+    """Wrap the constructors of ``torch.nn``'s layers. Calling it again does nothing."""
+    for name in dir(torch.nn):
+        layer = getattr(torch.nn, name)
+        if not inspect.isclass(layer) or not issubclass(layer, torch.nn.Module) or "__init__" not in vars(layer):
+            continue
+        if name in ("Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"):
+            continue
+        made = layer.__init__
+        if not hasattr(made, "gl_wrapped"):
+            setattr(layer, "__init__", _known(made))  # noqa: B010
+
+
+def _known(made: Any) -> Any:
+    signature = inspect.signature(made)
+
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if any(isinstance(v, Ghost) for v in (*args, *kwargs.values())):
+            args, kwargs = _without_ghosts(signature, self, args, kwargs)
+        made(self, *args, **kwargs)
+
+    __init__.gl_wrapped = True  # type: ignore[attr-defined]
+    return __init__
+
+
+def _without_ghosts(
+    signature: inspect.Signature, owner: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+    """What is not known takes its default, and a size without one is :data:`UNKNOWN_SIZE`."""
+    bound = signature.bind(owner, *args, **kwargs)
+    for name, value in list(bound.arguments.items()):
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(UNKNOWN_SIZE if isinstance(v, Ghost) else v for v in value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            bound.arguments[name] = {k: v for k, v in value.items() if not isinstance(v, Ghost)}
+        elif isinstance(value, Ghost):
+            if signature.parameters[name].default is inspect.Parameter.empty:
+                bound.arguments[name] = UNKNOWN_SIZE
+            else:
+                del bound.arguments[name]
+    return bound.args[1:], bound.kwargs
