@@ -65,6 +65,16 @@ class Inputs:
         return [list(a.shape) for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
 
 
+def with_side(inputs: Inputs, side: int) -> Optional[Inputs]:
+    """The same inputs with images of ``side`` times ``side``; None where there are none, or only smaller ones."""
+    spec = tuple(
+        replace(a, shape=(*a.shape[:2], side, side)) if a.kind == "float" and len(a.shape) == 4 else a
+        for a in inputs.spec
+    )
+    larger = all(min(a.shape[2:]) > side for a in inputs.spec if a.kind == "float" and len(a.shape) == 4)
+    return replace(inputs, spec=spec) if spec != inputs.spec and larger else None
+
+
 @dataclass
 class Seen:
     """One forward of a model: what was recorded, and what came out."""
