@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def tiny(w):
 """
 
 
-def mlp(lab: ModelLab, *args: str, **more: object) -> dict[str, object]:
+def mlp(lab: ModelLab, *args: str, **more: Any) -> dict[str, Any]:
     return lab.run(MLP, "Net", calls=[{"module": "m", "args": list(args), "kwargs": {}, "line": 1}], **more)
 
 
@@ -77,7 +78,7 @@ def test_numbers_of_the_table_of_nets(
 
 
 def test_deep_sigmoids_are_cured_by_relu_and_he_and_by_batch_norm_only(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "12", "nn.Sigmoid")["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "12", "nn.Sigmoid")["chains"]
     assert chain["written"]["rho_W"] < 1e-7
     assert chain["after"]["relu_he"]["rho_W"] > 0.1
     assert chain["after"]["relu_he"]["rho_delta"] > 0.1
@@ -86,7 +87,7 @@ def test_deep_sigmoids_are_cured_by_relu_and_he_and_by_batch_norm_only(lab: Mode
 
 
 def test_deep_relu_is_cured_by_he_and_by_a_norm(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "12", "nn.ReLU")["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "12", "nn.ReLU")["chains"]
     for remedy in ("he", "batch_norm"):
         after = chain["after"][remedy]
         assert min(after["rho_W"], after["rho_delta"], after["sigma_out"]) >= 0.1, remedy
@@ -95,7 +96,7 @@ def test_deep_relu_is_cured_by_he_and_by_a_norm(lab: ModelLab) -> None:
 
 
 def test_where_batch_norm_explodes_layer_norm_is_tried(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "30", "nn.ReLU")["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "30", "nn.ReLU")["chains"]
     assert chain["after"]["batch_norm"]["rho_W"] > 100
     assert 0.1 <= chain["after"]["layer_norm"]["rho_W"] <= 100
 
@@ -106,14 +107,14 @@ def test_ratios_far_below_single_precision_are_read(lab: ModelLab) -> None:
 
 
 def test_healthy_nets_get_no_remedies(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "12", "nn.ReLU", "None", "he")["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "12", "nn.ReLU", "None", "he")["chains"]
     assert chain["written"]["rho_W"] > 0.1
     assert chain["after"] == {}
     assert not chain["default_init"]
 
 
 def test_an_initialiser_that_is_too_small_is_seen_in_the_weights(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "12", "nn.ReLU", "None", "tiny")["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "12", "nn.ReLU", "None", "tiny")["chains"]
     assert not chain["default_init"]
     assert chain["weight_std_ratio"][0] == pytest.approx(0.01 * (3 * 64) ** 0.5, rel=0.1)
     assert chain["written"]["rho_delta"] < 1e-6
@@ -127,7 +128,7 @@ def test_the_same_request_gives_the_same_numbers(lab: ModelLab) -> None:
 
 
 def test_identity_remedies_cure_nothing(lab: ModelLab) -> None:
-    (chain,) = mlp(lab, "12", "nn.ReLU", controls={"identity_remedies": True})["chains"]  # type: ignore[misc,attr-defined]
+    (chain,) = mlp(lab, "12", "nn.ReLU", controls={"identity_remedies": True})["chains"]
     assert chain["after"]["he"] == chain["written"]
 
 

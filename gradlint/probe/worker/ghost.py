@@ -46,9 +46,7 @@ _CUTS = words(
 )
 """Results of these carry no gradient."""
 
-_SAME = words(
-    "to cuda cpu float double half bfloat16 type type_as contiguous requires_grad_ pin_memory clone"
-)
+_SAME = words("to cuda cpu float double half bfloat16 type type_as contiguous requires_grad_ pin_memory clone")
 """With a real tensor first, these return it: only the device, type or layout was unknown."""
 
 

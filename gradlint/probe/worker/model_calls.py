@@ -83,9 +83,7 @@ def evaluate_call(
     return {k: v for k, v in bound.items() if v is not UNKNOWN}
 
 
-def evaluate_inputs(
-    slices: SlicedModules, module: str, inputs: Mapping[str, Any]
-) -> Tuple[List[Any], Dict[str, Any]]:
+def evaluate_inputs(slices: SlicedModules, module: str, inputs: Mapping[str, Any]) -> Tuple[List[Any], Dict[str, Any]]:
     """The arguments of a call of the model; what cannot be evaluated is :data:`UNKNOWN`."""
     space = vars(slices.load(module))
     args = [_evaluated(text, space) for text in inputs.get("args", ())]

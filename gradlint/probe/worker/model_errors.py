@@ -25,9 +25,7 @@ _LARGER = (64, 128, 224, 256)
 _ROUND = (28, 32, 48, 64, 84, 96, 112, 128, 160, 224, 256)
 
 
-def asked_for(
-    spec: Spec, error: BaseException, model: nn.Module, sizes: Mapping[str, Any]
-) -> Iterator[Spec]:
+def asked_for(spec: Spec, error: BaseException, model: nn.Module, sizes: Mapping[str, Any]) -> Iterator[Spec]:
     """Inputs that the error asks for, most promising first."""
     text = " ".join(str(error).split())
     context = _Context(model, sizes)

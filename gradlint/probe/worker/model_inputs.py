@@ -253,5 +253,3 @@ def captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], b
         spec.append(Arg.like(names[i] if i < len(names) else f"input{i}", value, batch, keyword=False))
     spec.extend(Arg.like(name, value, batch, keyword=True) for name, value in kwargs.items())
     return Inputs(tuple(spec), batch=batch)
-
-

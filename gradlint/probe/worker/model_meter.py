@@ -229,9 +229,7 @@ class Bench:
         linear = self.controls.get("stub") == "activation"
         return Meter(self.chains, remedy, generator, linear_activations=linear)
 
-    def _loss(
-        self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int
-    ) -> Tensor:
+    def _loss(self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int) -> Tensor:
         seed_all(seed + 2000)  # dropout
         tracer = Tracer(model, {}, meter)
         _, outputs = tracer.trace(args, kwargs)

@@ -260,9 +260,7 @@ def _layer_shapes(layer: Optional[nn.Module], sizes: Mapping[str, Any], h: int, 
     return []
 
 
-def ladder(
-    model: nn.Module, signature: inspect.Signature, sizes: Mapping[str, Any]
-) -> Iterator[Tuple[Arg, ...]]:
+def ladder(model: nn.Module, signature: inspect.Signature, sizes: Mapping[str, Any]) -> Iterator[Tuple[Arg, ...]]:
     """Shapes to fall back on when nothing speaks for any."""
     parameters = needed(signature)
     if not parameters:

@@ -262,5 +262,3 @@ def _guess_or_nothing(name: str) -> List[Any]:
 def _choices_in(text: str) -> List[Any]:
     """Quoted words in an error message: often the values that would do."""
     return [word for word in re.findall(r"['\"]([\w\-]+)['\"]", text) if word != "default"][:3]
-
-

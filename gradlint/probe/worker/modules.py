@@ -195,9 +195,7 @@ class SlicedModules:
                 self.load(submodule)
         return module if fromlist else self.load(absolute.partition(".")[0])
 
-    def _complete(
-        self, module: Any, absolute: str, fromlist: Optional[Sequence[str]], frame: types.FrameType
-    ) -> Any:
+    def _complete(self, module: Any, absolute: str, fromlist: Optional[Sequence[str]], frame: types.FrameType) -> Any:
         """``from package import name``: names that the package lacks are missing, too."""
         absent = [n for n in fromlist or () if n != "*" and not hasattr(module, n)]
         if not absent or self._handled_there(frame):

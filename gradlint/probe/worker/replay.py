@@ -119,9 +119,7 @@ class Program:
         result, limits = self._once(assigned, ())
         return self._once(assigned, limits)[0] if limits else result
 
-    def _once(
-        self, assigned: Mapping[str, bool], limits: Sequence[Limit]
-    ) -> "tuple[Dict[str, Any], Sequence[Limit]]":
+    def _once(self, assigned: Mapping[str, bool], limits: Sequence[Limit]) -> "tuple[Dict[str, Any], Sequence[Limit]]":
         recorder = Recorder(self.entry, self.files, self.stubs, limits, LAST_SHARE * _cpu_limit())
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
@@ -191,9 +189,7 @@ def _is_child(roles: Roles, path: str) -> bool:
 
 def _kind(recorder: Recorder, world: RunWorld) -> str:
     """``replica`` where the program ran on parameters and a loss of its own, else ``replay``."""
-    made = {
-        id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in m.parameters()
-    }
+    made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in m.parameters()}
     if "loss" in world.assumed or any(id(p) in made for p in recorder.known):
         return "replay"
     return "replica"

@@ -332,9 +332,7 @@ def norm_of(tensors: Sequence[torch.Tensor], norm_type: float) -> float:
     if not tensors:
         return 0.0
     with torch.no_grad():
-        parts = torch.stack(
-            [torch.linalg.vector_norm(t.detach().to_dense().double(), norm_type) for t in tensors]
-        )
+        parts = torch.stack([torch.linalg.vector_norm(t.detach().to_dense().double(), norm_type) for t in tensors])
         return float(torch.linalg.vector_norm(parts, norm_type))
 
 

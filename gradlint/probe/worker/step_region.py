@@ -11,7 +11,7 @@ import types
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
-from ghost import Ghost, MISSING, combine
+from ghost import MISSING, Ghost, combine
 from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
@@ -252,4 +252,3 @@ class _Arguments:
 
 
 _USE_DEFAULT = object()
-

@@ -114,9 +114,7 @@ class _Writer:
             return [body[0], *(self.block(body[1:], seen) if body[1:] else [])]
         return self.block(body, seen)
 
-    def _function(
-        self, node: Union[ast.FunctionDef, ast.AsyncFunctionDef], seen: FrozenSet[str]
-    ) -> List[ast.stmt]:
+    def _function(self, node: Union[ast.FunctionDef, ast.AsyncFunctionDef], seen: FrozenSet[str]) -> List[ast.stmt]:
         inner = _RAISED_BY_PROTOCOL.get(node.name, frozenset())
         self.path.append(node.name)
         node.body = self._docstring_first(node.body, inner)

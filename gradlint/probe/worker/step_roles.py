@@ -24,9 +24,7 @@ _NOT_OPTIMIZER = re.compile(
     r"sched|^lr|_lr|ema|env|metric|prof|pbar|bar$|progress|engine|timer|meter|writer|warm|anneal|accelerator|^self$",
     re.IGNORECASE,
 )
-_MODEL_NAME = re.compile(
-    r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE
-)
+_MODEL_NAME = re.compile(r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE)
 _PLAIN = re.compile(
     r"(^|[._])(loss|losses|epoch|step|batch|data|args?|cfg|config|state|split|device|lr|name|path|params?|x|y)$"
 )

@@ -330,4 +330,3 @@ def start(seed: int = 0) -> None:
 
 def _numpy() -> Optional[Any]:
     return sys.modules.get("numpy")
-

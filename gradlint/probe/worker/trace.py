@@ -276,9 +276,7 @@ class Tracer(TorchFunctionMode):
             self._add(UNKNOWN, "opaque", (), [tensor])
         return self._live[id(tensor)][1]
 
-    def _record(
-        self, kind: str, op: str, inputs: Tuple[int, ...], result: Any, names: Names = (), **more: Any
-    ) -> None:
+    def _record(self, kind: str, op: str, inputs: Tuple[int, ...], result: Any, names: Names = (), **more: Any) -> None:
         found = [t for t in tensors_in(result) if carries(t)]
         if not found:
             return
