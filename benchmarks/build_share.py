@@ -68,9 +68,8 @@ def main() -> None:
     counts = collections.Counter(r[2] for r in rows)
     traces = collections.Counter(r[3] for r in rows if r[2] == "ok")
     total = len(rows)
-    print(
-        f"{counts['ok']} of {total} classes ({counts['ok'] / max(total, 1):.1%}) in {seconds:.0f} s; {dict(counts)}; {dict(traces)}"
-    )
+    share = counts["ok"] / max(total, 1)
+    print(f"{counts['ok']} of {total} classes ({share:.1%}) in {seconds:.0f} s; {dict(counts)}; {dict(traces)}")
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows(sorted(rows))

@@ -74,7 +74,7 @@ def test_numbers_of_the_table_of_nets(
     assert depths(answer) == [int(args[0])]
     for name, value in zip(("rho_W", "rho_delta", "sigma_out"), expected, strict=True):
         assert value / 2 <= numbers[name] <= value * 2, (name, numbers[name], value)
-    assert answer["chains"][0]["seeds"] == 5  # type: ignore[index]
+    assert answer["chains"][0]["seeds"] == 5
 
 
 def test_deep_sigmoids_are_cured_by_relu_and_he_and_by_batch_norm_only(lab: ModelLab) -> None:

@@ -217,7 +217,9 @@ class Names:
 
     def _meaning(self, name: str, home: Scope, depth: int) -> str | None:
         """At module level the last binding counts; in a function all have to agree, since the text gives no order."""
-        found = home.bindings[name]
+        found = home.bindings.get(name)
+        if not found:  # `global name` in a function, of a name that the module itself never binds
+            return None
         firm = [b for b in found if not b.fallback] or found[:1]
         if home.kind != "function":
             firm = firm[-1:]
