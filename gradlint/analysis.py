@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +23,8 @@ from gradlint.sources.text import Problem, decode, parse, read, too_deep
 
 Shape = tuple[int, ...]
 
-MAX_HELD = 20
-"""Parsed files that one process keeps: a tree takes about a megabyte."""
+MAX_HELD = 1_200_000
+"""Characters of source whose trees one process keeps between files: a tree takes about fifty bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Analyst:
 
     def analyse(self, path: str, data: bytes | None = None) -> Analysis:
         """Read the file (or take ``data`` for it) and find its candidates. Never raises on what a file holds."""
-        if self.index.held > MAX_HELD:
-            self.project.forget()
+        if self.project.trim(MAX_HELD):
+            gc.collect()
         source = read(path) if data is None else decode(path, data)
         if source is None:
             return Analysis(path, considered=False)

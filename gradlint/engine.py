@@ -28,7 +28,7 @@ from gradlint.sources.ignore import Patterns
 PARALLEL_FROM = 24
 """Fewer files than this are read in one process: starting others costs more than they save."""
 CHUNK = 8
-COLLECT_EVERY = 50_000
+COLLECT_EVERY = 200_000
 """Allocations between two collections: trees hold no cycles, and looking for some takes a quarter of the time."""
 
 NO_TORCH_NOTE = "no PyTorch found for the probe: install torch beside gradlint, or give --python, to get proofs"

@@ -344,6 +344,8 @@ def test_values_that_another_file_parses(tmp_path: Path) -> None:
 
 
 def test_a_global_that_the_module_never_binds_has_no_name() -> None:
-    tree = ast.parse("def setup():\n    global quirks\n    quirks = set()\n\ndef use():\n    global quirks\n    quirks.add(1)\n")
+    tree = ast.parse(
+        "def setup():\n    global quirks\n    quirks = set()\n\ndef use():\n    global quirks\n    quirks.add(1)\n"
+    )
     names = Names.of(tree)
     assert names.qualified(expression("quirks.add"), names.scope(tree.body[1])) is None

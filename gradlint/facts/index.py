@@ -102,6 +102,7 @@ class ProjectIndex:
         self._bytes: dict[str, bytes | None] = {}
         self._size = 0
         self._trees: dict[str, tuple[str, ast.Module] | None] = {}
+        self._held = 0
         self._parsed: dict[tuple[str, str], SourceFile | None] = {}
         self._found: dict[tuple[str, str], str | None] = {}
         self._bases: dict[str, tuple[str, ...]] = {}
@@ -116,17 +117,26 @@ class ProjectIndex:
         key = (real, module or "")
         if key not in self._parsed:
             self._parsed[key] = self._parse(real, module)
+        elif real in self._trees:
+            self._trees[real] = self._trees.pop(real)
         return self._parsed[key]
 
-    def forget(self) -> None:
-        """Let go of every parsed file; what is asked for again is parsed again. Bounds the memory of a long run."""
-        self._trees.clear()
-        self._parsed.clear()
+    def trim(self, characters: int) -> frozenset[str]:
+        """Once more than so much source is held, let go of what was not asked for longest, down to half of it.
 
-    @property
-    def held(self) -> int:
-        """Files whose trees are in memory."""
-        return len(self._trees)
+        Bounds the memory of a long run; what is asked for again is parsed again. Gives the paths that were let go.
+        """
+        dropped = set()
+        if self._held <= characters:
+            return frozenset()
+        while self._held > characters // 2 and len(self._trees) > 1:
+            real = next(iter(self._trees))
+            gone = self._trees.pop(real)
+            self._held -= len(gone[0]) if gone is not None else 0
+            dropped.add(real)
+        if dropped:
+            self._parsed = {key: file for key, file in self._parsed.items() if key[0] not in dropped}
+        return frozenset(dropped)
 
     def with_text(self, path: str | os.PathLike[str], text: str) -> ProjectIndex:
         """The same project with another text for one file: an edit that is being tried."""
@@ -175,10 +185,14 @@ class ProjectIndex:
         tree = None if text is None else parse_text(text)
         return None if text is None or tree is None else (text, tree)
 
+    def _new_tree(self, real: str) -> tuple[str, ast.Module] | None:
+        read = self._read_tree(real)
+        self._held += len(read[0]) if read is not None else 0
+        return read
+
     def _parse(self, real: str, module: str | None) -> SourceFile | None:
-        if real not in self._trees:
-            self._trees[real] = self._read_tree(real)
-        read = self._trees[real]
+        read = self._trees.pop(real) if real in self._trees else self._new_tree(real)
+        self._trees[real] = read  # the last one asked for is the last one to go
         if read is None:
             return None
         text, tree = read

@@ -12,13 +12,12 @@ from gradlint.facts.interp import ControlFlow, Interp, TooLarge, tensors
 from gradlint.facts.module_tree import layers_of, modules_of, name_paths
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
+from gradlint.facts.vanishing import worth_a_look
 from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
 from gradlint.rule import Location
 
 MAX_SITES = 4
 """Calls of a class that are read."""
-MIN_WEIGHTS = 3
-"""Fewer weight layers than this cannot make a chain that any rule speaks of."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _worst(cls: ClassValue, module: ModuleEnv, sites: Sequence[Site]) -> _Readin
 
 
 def _could_matter(best: _Reading | None) -> bool:
-    return best is None or best[0][1] >= MIN_WEIGHTS or not best[1].complete
+    return best is None or any(worth_a_look(c) for c in chains(best[1].graph()))
 
 
 def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:

@@ -41,10 +41,12 @@ class Project:
 
         return of
 
-    def forget(self) -> None:
-        """Let go of everything, here and in the index."""
-        self._made.clear()
-        self.index.forget()
+    def trim(self, characters: int) -> bool:
+        """As :meth:`ProjectIndex.trim`, here and in the index; whether anything was let go."""
+        dropped = self.index.trim(characters)
+        for real in dropped:
+            self._made.pop(real, None)
+        return bool(dropped)
 
     def _resolve(self, name: str, near: str) -> ModuleEnv | None:
         found = self.index.module(name, near)
