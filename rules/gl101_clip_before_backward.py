@@ -319,9 +319,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         detail = "in the replay no step followed on the parameters that it clips"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     if kind == "replay" and as_written.at_step == 0.0:
-        # A stand-in that no gradient reaches says nothing about the code.
-        detail = "in the replay no gradient reached the parameters that it clips"
-        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+        # The backward that was seen is that of other parameters: the clip's own may be in code that was not.
+        detail = "no backward that was seen reaches the parameters that it clips"
+        return Judgement("refuted", detail=detail, **common)
     measured = _measured(as_written)
     common |= {"measured": measured, "threshold": {"norm_at_step": _short(TOLERANCE * as_written.limit)}}
     if not as_written.early or not as_written.missed:

@@ -13,12 +13,14 @@ from gradlint.facts.steps_words import (
     BOOKKEEPING,
     BUILTINS,
     COMPUTING,
+    GRADIENTS,
     METHOD_CLIPS,
     OF_ANYTHING,
     STANDARD,
     STRONG,
     TORCH_CLIPS,
     TRAINING_OWNERS,
+    WRITES,
     callee,
     last_name,
     words,
@@ -189,6 +191,9 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
     given = any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys)
     if objects.is_scaler(spelled(call.func) or "") or (given and not known & BOOKKEEPING):
         yield event_of("unknown", call, frame, doubt="strong")
+        return
+    if known & GRADIENTS and known & WRITES:
+        yield event_of("unknown", call, frame, doubt="strong")  # `net.set_gradients(...)`
         return
     if given or (known & (BOOKKEEPING | COMPUTING) and not known & {"backward", "backprop"}):
         return

@@ -114,6 +114,9 @@ class StepReader:
     ) -> Iterator[Event | Splice[Context] | Stop]:
         """A call whose body cannot be read."""
         last = callee(call, name)
+        if any(isinstance(argument, ast.Attribute) and argument.attr == "backward" for argument in call.args):
+            yield event_of("unknown", call, frame, doubt="strong")  # `map(torch.Tensor.backward, losses)`
+            return
         clip = clip_event(call, frame, name, last)
         if clip is not None:
             yield clip
@@ -142,6 +145,8 @@ class StepReader:
             yield event_of("zero_grad", call, frame, object=owner, roots=cleared)
         elif attr == "zero_" and isinstance(function.value, ast.Attribute) and is_grad(function.value):
             yield event_of("zero_grad", call, frame, object=owner.split(".grad")[0])
+        elif attr.endswith("_") and isinstance(function.value, ast.Attribute) and is_grad(function.value):
+            yield event_of("unknown", call, frame, doubt="strong")  # `p.grad.add_(g)`: gradients made by hand
         elif attr == "unscale_" or (attr == "unscale" and objects.is_scaler(owner)):
             given = (frame.key(call.args[0]) or "") if call.args else ""
             yield event_of("unscale", call, frame, object=given, scaler=owner)

@@ -62,6 +62,9 @@ BOOKKEEPING = _set(
     time timer tic toc start stop"""
 )
 """In the name of a call that cannot be read: it trains nothing, whatever it is given."""
+GRADIENTS = _set("grad grads gradient gradients")
+WRITES = _set("set load assign copy put fill apply average reduce sync synchronize allreduce accumulate")
+"""With one of :data:`GRADIENTS`: the call gives parameters their gradients."""
 TRAINING_OWNERS = _set(
     """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
     opt"""

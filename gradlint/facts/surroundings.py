@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.models import ModelFacts, initialises
 from gradlint.facts.modules import ModuleEnv
-from gradlint.facts.torch_ops import ADAM_FAMILY, SGD_FAMILY
+from gradlint.facts.torch_ops import ADAM_FAMILY, INITIALISERS, SGD_FAMILY
 from gradlint.facts.vanishing import Optimizer
 
 MAX_FILES = 500
@@ -38,11 +38,16 @@ class Surroundings:
     families: set[Optimizer] = field(default_factory=set)
     initialised: dict[str, set[Initialiser]] = field(default_factory=dict)
     derivatives_taken: bool = False
+    factories: dict[str, str] = field(default_factory=dict)
+    """Functions that return a model, and the class that makes it."""
+    writing: frozenset[str] = frozenset()
+    """Functions that initialise or load weights."""
 
 
 def read_surroundings(tree: ast.Module) -> Surroundings:
     """One walk over the file; variables are followed by name within a function or the module."""
     found = Surroundings()
+    found.factories, found.writing = _factories(tree)
     for scope in _scopes(tree):
         _read_scope(scope, found)
     return found
@@ -124,11 +129,59 @@ def _read_scope(nodes: Sequence[ast.AST], found: Surroundings) -> None:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             name = _dotted(node.targets[0])
             maker = name if _is_sequential(node.value) else _maker(node.value, makers)
+            maker = found.factories.get(maker, maker) if maker else None
             if name and maker:
                 makers[name] = maker
         if isinstance(node, ast.Call):
             _read_call(node, makers, found, conditional=False)
     _read_loads(nodes, makers, found)
+    _read_loops(nodes, makers, found)
+
+
+def _read_loops(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroundings) -> None:
+    """``for p in model.parameters(): nn.init.xavier_uniform_(p)``, outside of the class."""
+    for node in nodes:
+        if not isinstance(node, ast.For) or not any(_initialising(n) for n in _in_order(node)):
+            continue
+        for part in ast.walk(node.iter):
+            name = _dotted(part)
+            if name in makers:
+                found.initialised.setdefault(makers[name], set()).add(_UNNAMED)
+
+
+def _initialising(node: ast.AST) -> bool:
+    """Whether a node writes weights: ``nn.init.xavier_uniform_(p)``, ``p.data.normal_()``, ``m.weight /= s``."""
+    if isinstance(node, ast.AugAssign):
+        return isinstance(node.target, ast.Attribute) and node.target.attr == "weight"
+    if not isinstance(node, ast.Call):
+        return False
+    short = _short(node.func)
+    if short.rstrip("_") + "_" in INITIALISERS and short.endswith("_"):
+        return True
+    return short in _LOADING_METHODS
+
+
+def _factories(tree: ast.Module) -> tuple[dict[str, str], frozenset[str]]:
+    """Functions that return a model (and whose), and functions that write weights."""
+    made: dict[str, str] = {}
+    writing: set[str] = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        nodes = list(_in_order(function))
+        if any(_initialising(n) for n in nodes):
+            writing.add(function.name)
+        local: dict[str, str] = {}
+        for n in nodes:
+            if isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name):
+                maker = _maker(n.value, local)
+                if maker:
+                    local[n.targets[0].id] = maker
+            elif isinstance(n, ast.Return) and n.value is not None:
+                maker = _maker(n.value, local)
+                if maker and maker[:1].isupper():
+                    made[function.name] = maker
+    return made, frozenset(writing)
 
 
 def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, conditional: bool) -> None:
@@ -145,7 +198,9 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, cond
     if short == "apply" and owner in makers:
         named = node.args[0].id if node.args and isinstance(node.args[0], ast.Name) else ""
         found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, True))
-    if any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper():
+    if (short in found.writing or any(word in short.lower() for word in _INITIALISING_WORDS)) and not short[
+        :1
+    ].isupper():
         for arg in node.args:
             if (made := _maker(arg, makers)) is not None and isinstance(arg, ast.Call):
                 found.initialised.setdefault(made, set()).add(_UNNAMED)
