@@ -76,6 +76,9 @@ from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
 from gradlint.facts.steps_states import Turn, common_frame, place_in, turn_of
 from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
 
+CURE_FLOOR = 0.1
+"""A clip that leaves less than this share of its limit, where there was more, has compared it with something else."""
+
 _States = frozenset[str]
 
 
@@ -339,6 +342,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if worst.missed:
         detail = "moving the clip did not help: something else keeps it from acting"
         return Judgement("refuted", after_remedy=after_remedy, detail=detail, **common)
+    if as_written.error is None and worst.at_step < CURE_FLOOR * min(as_written.limit, as_written.at_step):
+        detail = "after the move the clip acts on gradients of another scale: their scaler has to unscale them first"
+        return Judgement("unverified", reason="not-sliced", after_remedy=after_remedy, detail=detail, **common)
     return Judgement("confirmed", after_remedy=after_remedy, message=_story(candidate, as_written), **common)
 
 

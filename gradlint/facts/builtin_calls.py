@@ -53,6 +53,8 @@ class Builtins:
 
     def _number(self, name: str, args: list[Value]) -> Value:
         flat = list(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+        if name == "sum" and flat and all(isinstance(v, list) for v in flat):
+            return type(flat[0])(v for part in flat for v in part)
         live = live_tensors(flat)
         if live:
             return self.interp.emit(JOIN, name, live) if len(live) > 1 else live[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,8 +38,8 @@ class ModelFacts:
     derivatives_taken: bool = False
     """The file takes derivatives with respect to inputs (``torch.autograd.grad``), as PINNs do."""
     optimizer: Literal["sgd", "adam", "none"] = "none"
-    made_at: int = 0
-    """Line of the call with whose arguments the model was read; 0 for its defaults."""
+    made_at: tuple[int, str] = (0, "")
+    """Line and arguments of the call with which the model was read; 0 for its defaults."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ class Site:
     args: tuple[Value, ...]
     kwargs: dict[str, Value]
     line: int = 0
+    text: str = ""
+    """The arguments as written, to tell calls on one line apart."""
+
+    @property
+    def told(self) -> bool:
+        """Whether every argument is known."""
+        return not any(v is UNKNOWN for v in (*self.args, *self.kwargs.values()))
 
 
 ProjectSites = Callable[[str], Iterable[tuple[CallSite, ModuleEnv]]]
@@ -113,7 +120,7 @@ def _read_class(
     """Follow the class with each set of arguments that the project shows; the worst reading counts."""
     own = list(_call_sites(cls, module))[:MAX_SITES]
     best = _worst(cls, module, own or [Site((), {})])
-    if project_sites is not None and not own and _could_matter(best):
+    if project_sites is not None and not any(s.told for s in own) and _could_matter(best):
         elsewhere = list(_project_sites(cls, module, project_sites))[:MAX_SITES]
         best = (_worst(cls, module, elsewhere) if elsewhere else None) or best
     if best is None:
@@ -136,7 +143,7 @@ def _read_class(
         graph=graph,
         chains=held,
         uncertain=not interp.complete or any(n.attrs.get("uncertain") for n in graph.nodes),
-        made_at=site.line,
+        made_at=(site.line, site.text),
     )
 
 
@@ -171,7 +178,7 @@ def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSit
             kwargs = {k: interp.eval(ast.parse(v, mode="eval").body, env) for k, v in call.kwargs.items()}
         except (TooLarge, RecursionError, ControlFlow, SyntaxError):
             continue
-        yield Site(args, kwargs, call.line)
+        yield Site(args, kwargs, call.line, arguments(call.args, call.kwargs))
 
 
 def _forward(
@@ -207,6 +214,11 @@ def run_forward(interp: Interp, module: Value) -> None:
         out = list(tensors(list(result.attrs.values())))
     if out:
         interp.emit(OUTPUT, "output", out)
+
+
+def arguments(args: Iterable[str], kwargs: Mapping[str, str]) -> str:
+    """Arguments of a call as one text."""
+    return ", ".join([*args, *(f"{name}={value}" for name, value in kwargs.items())])
 
 
 def initialises(module: ModuleEnv, model: ModelFacts, function: str, applied: bool) -> bool:
@@ -273,7 +285,8 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
             kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
         except (TooLarge, RecursionError, ControlFlow):
             continue
-        yield Site(args, kwargs, call.lineno)
+        named = {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg is not None}
+        yield Site(args, kwargs, call.lineno, arguments([ast.unparse(a) for a in call.args], named))
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:

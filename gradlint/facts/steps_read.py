@@ -70,6 +70,8 @@ class StepReader:
             if isinstance(item, Event) and item.doubt == "weak" and item.location != alone:
                 continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
+            items.append(event_of("unknown", node, frame, "grad +=", doubt="strong"))
         if isinstance(node, ast.Assign):
             cleared = isinstance(node.value, ast.Constant) and node.value.value is None
             for target in node.targets:

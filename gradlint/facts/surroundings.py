@@ -66,12 +66,30 @@ def read_project(
         if real not in seen:
             other = index.parse(real)
             seen[real] = read_surroundings(other.tree) if other is not None else Surroundings()
-        around = seen[real]
+        around = _about(index, real, file, seen[real], makers)
         for maker, families in around.optimizers.items():
             found.optimizers.setdefault(maker, set()).update(families)
         for maker in around.initialised:
             found.initialised.setdefault(maker, set()).add(_UNNAMED)  # its functions are not this file's
     return found
+
+
+def _about(
+    index: ProjectIndex, real: str, file: SourceFile, around: Surroundings, makers: frozenset[str]
+) -> Surroundings:
+    """What ``around`` says of the makers that its file has from ``file``: another class may have the same name."""
+    other = index.parse(real)
+    if other is None:
+        return Surroundings()
+
+    def is_ours(name: str) -> bool:
+        found = index.definition(other, name)
+        return name in makers and found is not None and found[0].real == file.real
+
+    return Surroundings(
+        optimizers={name: families for name, families in around.optimizers.items() if is_ours(name)},
+        initialised={name: how for name, how in around.initialised.items() if is_ours(name)},
+    )
 
 
 def placed(

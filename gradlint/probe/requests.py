@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gradlint.facts.index import ProjectIndex
+from gradlint.facts.models import arguments
 from gradlint.facts.vanishing import MIN_DEPTH
 from gradlint.probe.policy import vet
 from gradlint.probe.slicing import Slice, slice_for, slice_step
@@ -58,7 +59,8 @@ def _model(
 ) -> Prepared | Unsliced:
     path, name = experiment.path, experiment.qualname
     calls = index.call_sites(path, name) if experiment.kind != "variable" else []
-    calls.sort(key=lambda c: c.line != candidate.facts.get("made_at"))
+    line, text = candidate.facts.get("made_at", (0, ""))
+    calls.sort(key=lambda c: (c.line != line, arguments(c.args, c.kwargs) != text))
     part = slice_for(index, path, [name], experiment.scope, calls)
     refused = _refused(part, name)
     if refused is not None:

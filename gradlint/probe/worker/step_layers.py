@@ -14,7 +14,10 @@ UNKNOWN_SIZE = 1
 
 
 def install() -> None:
-    """Wrap the constructors of ``torch.nn``'s layers. Calling it again does nothing."""
+    """Wrap the constructors of ``torch.nn``'s layers, and ``Module.to``. Calling it again does nothing."""
+    moved = torch.nn.Module.to
+    if not hasattr(moved, "gl_wrapped"):
+        torch.nn.Module.to = _stays(moved)  # type: ignore[method-assign]
     for name in dir(torch.nn):
         layer = getattr(torch.nn, name)
         if not inspect.isclass(layer) or not issubclass(layer, torch.nn.Module) or "__init__" not in vars(layer):
@@ -24,6 +27,19 @@ def install() -> None:
         made = layer.__init__
         if not hasattr(made, "gl_wrapped"):
             setattr(layer, "__init__", _known(made))  # noqa: B010
+
+
+def _stays(moved: Any) -> Any:
+    """``model.to(device)`` with a device that is not known is the model itself."""
+
+    @functools.wraps(moved)
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(v, Ghost) for v in (*args, *kwargs.values())):
+            return self
+        return moved(self, *args, **kwargs)
+
+    to.gl_wrapped = True  # type: ignore[attr-defined]
+    return to
 
 
 def _known(made: Any) -> Any:
