@@ -169,8 +169,12 @@ def may_be_default_stack(v: ChainView) -> bool:
 
 def worth_a_look(chain: Chain) -> bool:
     """Whether any rule could speak of the chain: cheaper to ask than :func:`view`."""
+    if chain.depth < MIN_DEPTH:
+        return False
+    sigmoid = any(a.op in SIGMOID_LIKE for link in chain.activations for a in link)
+    length = chain.depth if sigmoid or chain.depth >= HEALTHY_DEPTH else plain_stretch(chain)
     open_ended = any(layer.attrs.get("uncertain") for layer in chain.layers)
-    return chain.depth >= SIGMOID_DEPTH or (chain.depth >= MIN_DEPTH and open_ended)
+    return length >= SIGMOID_DEPTH or (open_ended and (sigmoid or not any(chain.norms)))
 
 
 def predicted_sick(v: ChainView, optimizer: Optimizer) -> bool:
