@@ -10,6 +10,7 @@ from gradlint.facts.vanishing import ChainView, Optimizer, cured, fired, healthy
 from gradlint.probe.worker.layergraph import Chain, LayerGraph, chains
 from gradlint.rule import Candidate, Judgement, Measurement, ModelExperiment
 
+HIDDEN = "its arguments are not known: the calls that make it pass `*` or `**`, or are not in sight"
 NUMBERS = ("rho_W", "rho_delta", "sigma_out")
 
 
@@ -42,8 +43,8 @@ def model_candidates(
             help=text,
             group=f"{path}:{model.location.line}",
             experiment=ModelExperiment(path, model.kind, model.qualname, model.scope, remedies, model.location.line),
-            facts={"optimizer": model.optimizer, "made_at": model.made_at},
-            predicted_sick=sick_on_paper(deepest, model),
+            facts={"optimizer": model.optimizer, "made_at": model.made_at, "hidden": model.arguments_hidden},
+            predicted_sick=not model.arguments_hidden and sick_on_paper(deepest, model),
         )
 
 
@@ -62,6 +63,8 @@ def judge_chains(
     data = measurement.data
     if data is None:
         return Judgement("unverified", measurement.reason, detail=measurement.detail)
+    if candidate.facts.get("hidden"):
+        data = {**data, "assumed": {**data["assumed"], "arguments_hidden": True}}
     optimizer: Optimizer = candidate.facts["optimizer"]
     owned = [(c, v) for c, v in traced_views(data) if owns(v)]
     if not owned:
@@ -120,8 +123,13 @@ def _judge_one(
         if healthy(written, optimizer):
             return Judgement("refuted", detail="gradients reach the first layer", **common)
         return Judgement("unverified", "inconclusive", detail="between the lines", **common)
-    if data["assumed"].get("depth_guessed"):
-        return Judgement("unverified", "not-built", detail="the depth of the model is not known", **common)
+    if data["assumed"].get("depth_guessed") or data["assumed"].get("arguments_hidden"):
+        return Judgement(
+            "unverified",
+            "not-built",
+            detail="its arguments are not known: `*` or `**` at the call, or no call at all",
+            **common,
+        )
     for remedy in remedies:
         after = chain["after"].get(remedy)
         if cured(written, after, optimizer):

@@ -9,13 +9,15 @@ from typing import Literal
 
 from gradlint.facts.callsites import CallSite
 from gradlint.facts.interp import ControlFlow, Interp, TooLarge, tensors
-from gradlint.facts.module_tree import layers_of, modules_of, name_paths
+from gradlint.facts.module_tree import children, layers_of, modules_of, name_paths
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
 from gradlint.facts.vanishing import worth_a_look
 from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
 from gradlint.rule import Location
 
+MIN_HELD, MIN_SHARE = 4, 0.6
+"""Weight layers, and share of the chain, that make an inner class the chain's home."""
 MAX_SITES = 4
 """Calls of a class that are read."""
 
@@ -40,6 +42,8 @@ class ModelFacts:
     optimizer: Literal["sgd", "adam", "none"] = "none"
     made_at: tuple[int, str] = (0, "")
     """Line and arguments of the call with which the model was read; 0 for its defaults."""
+    arguments_hidden: bool = False
+    """The call passes arguments that the text does not tell: depth and norms may be others than they look."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Site:
     line: int = 0
     text: str = ""
     """The arguments as written, to tell calls on one line apart."""
+    hidden: bool = False
+    """Some arguments are in a ``*`` or ``**`` that the text does not tell."""
 
     @property
     def told(self) -> bool:
@@ -119,7 +125,8 @@ def _read_class(
 ) -> ModelFacts | None:
     """Follow the class with each set of arguments that the project shows; the worst reading counts."""
     own = list(_call_sites(cls, module))[:MAX_SITES]
-    best = _worst(cls, module, own or [Site((), {})])
+    unseen = Site((), {}, hidden=cls.node.name in module.handed_over)
+    best = _worst(cls, module, own or [unseen])
     if project_sites is not None and not any(s.told for s in own) and _could_matter(best):
         elsewhere = list(_project_sites(cls, module, project_sites))[:MAX_SITES]
         best = (_worst(cls, module, elsewhere) if elsewhere else None) or best
@@ -144,6 +151,7 @@ def _read_class(
         chains=held,
         uncertain=not interp.complete or any(n.attrs.get("uncertain") for n in graph.nodes),
         made_at=(site.line, site.text),
+        arguments_hidden=site.hidden,
     )
 
 
@@ -254,20 +262,16 @@ def _inputs(interp: Interp, forward: FuncValue) -> list[Value]:
 def _holder(root: Instance, chain: Chain, interp: Interp) -> Instance:
     """The innermost project class that holds enough of the chain to be its home."""
     paths = [layer.path for layer in chain.layers]
-    here = root
-    prefix = ""
-    while True:
-        inner: Instance | None = None
-        for key, value in here.attrs.items():
-            if isinstance(value, Instance) and value.is_module:
-                start = f"{prefix}{key}."
-                inside = sum(1 for p in paths if p.startswith(start))
-                if inside >= 4 and inside >= 0.6 * len(paths):
-                    inner, inner_prefix = value, start
-                    break
-        if inner is None:
-            return here
-        here, prefix = inner, inner_prefix
+    best, todo = root, [(root, "")]
+    while todo:
+        here, prefix = todo.pop()
+        for key, value in children(here):
+            start = f"{prefix}{key}."
+            inside = sum(1 for p in paths if p.startswith(start))
+            if inside >= MIN_HELD and inside >= MIN_SHARE * len(paths):
+                best = value if isinstance(value, Instance) else best
+                todo.append((value, start))
+    return best
 
 
 def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
@@ -283,10 +287,13 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
         try:
             args = tuple(interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred))
             kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
+            spreads = [interp.eval(k.value, env) for k in call.keywords if k.arg is None]
+            kwargs.update({k: v for s in spreads if isinstance(s, dict) for k, v in s.items() if isinstance(k, str)})
+            hidden = any(isinstance(a, ast.Starred) for a in call.args) or any(not isinstance(s, dict) for s in spreads)
         except (TooLarge, RecursionError, ControlFlow):
             continue
         named = {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg is not None}
-        yield Site(args, kwargs, call.lineno, arguments([ast.unparse(a) for a in call.args], named))
+        yield Site(args, kwargs, call.lineno, arguments([ast.unparse(a) for a in call.args], named), hidden)
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:

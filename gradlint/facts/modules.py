@@ -68,6 +68,17 @@ class ModuleEnv:
         return name in self._bindings
 
     @functools.cached_property
+    def handed_over(self) -> frozenset[str]:
+        """Names that are arguments of some call: a class among them is made where this file does not show it."""
+        return frozenset(
+            a.id
+            for found in self.calls.values()
+            for _, call in found
+            for a in (*call.args, *(k.value for k in call.keywords))
+            if isinstance(a, ast.Name)
+        )
+
+    @functools.cached_property
     def calls(self) -> dict[str, list[tuple[ast.FunctionDef | None, ast.Call]]]:
         """Calls of plain names anywhere in the file, each with the innermost function around it."""
         found: dict[str, list[tuple[ast.FunctionDef | None, ast.Call]]] = {}

@@ -13,6 +13,7 @@ from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.torch_ops import ADAM_FAMILY, INITIALISERS, SGD_FAMILY
 from gradlint.facts.vanishing import Optimizer
 
+_HARMLESS = frozenset({"print", "len", "id", "repr", "str", "summary", "list", "compile", "sum", "isinstance", "type"})
 MAX_FILES = 500
 """Files of the project that are searched for uses of a model."""
 _INITIALISING_WORDS = ("init", "weights", "pretrain", "checkpoint", "xavier", "kaiming", "orthogonal")
@@ -41,13 +42,15 @@ class Surroundings:
     factories: dict[str, str] = field(default_factory=dict)
     """Functions that return a model, and the class that makes it."""
     writing: frozenset[str] = frozenset()
-    """Functions that initialise or load weights."""
+    """Functions that initialise or load weights, and classes whose ``__init__`` does."""
+    functions: frozenset[str] = frozenset()
+    """All functions of the file."""
 
 
 def read_surroundings(tree: ast.Module) -> Surroundings:
     """One walk over the file; variables are followed by name within a function or the module."""
     found = Surroundings()
-    found.factories, found.writing = _factories(tree)
+    found.factories, found.writing, found.functions = _factories(tree)
     for scope in _scopes(tree):
         _read_scope(scope, found)
     return found
@@ -159,9 +162,15 @@ def _read_scope(nodes: Sequence[ast.AST], found: Surroundings) -> None:
 def _read_loops(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroundings) -> None:
     """``for p in model.parameters(): nn.init.xavier_uniform_(p)``, outside of the class."""
     for node in nodes:
-        if not isinstance(node, ast.For) or not any(_initialising(n) for n in _in_order(node)):
+        if isinstance(node, ast.For):
+            sources = [node.iter]
+        elif isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp)):
+            sources = [g.iter for g in node.generators]
+        else:
             continue
-        for part in ast.walk(node.iter):
+        if not any(_initialising(n) for n in _in_order(node)):
+            continue
+        for part in (p for source in sources for p in ast.walk(source)):
             name = _dotted(part)
             if name in makers:
                 found.initialised.setdefault(makers[name], set()).add(_UNNAMED)
@@ -176,16 +185,25 @@ def _initialising(node: ast.AST) -> bool:
     short = _short(node.func)
     if short.rstrip("_") + "_" in INITIALISERS and short.endswith("_"):
         return True
+    if short == "apply" and isinstance(node.func, ast.Attribute) and len(node.args) == 1:
+        return True
     return short in _LOADING_METHODS
 
 
-def _factories(tree: ast.Module) -> tuple[dict[str, str], frozenset[str]]:
-    """Functions that return a model (and whose), and functions that write weights."""
+def _factories(tree: ast.Module) -> tuple[dict[str, str], frozenset[str], frozenset[str]]:
+    """Functions that return a model (and whose), what writes weights, and all functions of the file."""
     made: dict[str, str] = {}
+    known: set[str] = set()
     writing: set[str] = set()
     for function in ast.walk(tree):
+        if isinstance(function, ast.ClassDef):
+            inits = [n for n in function.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+            if any(_initialising(n) for init in inits for n in _in_order(init)):
+                writing.add(function.name)  # a wrapper may initialise what it is given
+            continue
         if not isinstance(function, ast.FunctionDef):
             continue
+        known.add(function.name)
         nodes = list(_in_order(function))
         if any(_initialising(n) for n in nodes):
             writing.add(function.name)
@@ -199,7 +217,7 @@ def _factories(tree: ast.Module) -> tuple[dict[str, str], frozenset[str]]:
                 maker = _maker(n.value, local)
                 if maker and maker[:1].isupper():
                     made[function.name] = maker
-    return made, frozenset(writing)
+    return made, frozenset(writing), frozenset(known)
 
 
 def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, conditional: bool) -> None:
@@ -216,9 +234,13 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, cond
     if short == "apply" and owner in makers:
         named = node.args[0].id if node.args and isinstance(node.args[0], ast.Name) else ""
         found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, True))
-    if (short in found.writing or any(word in short.lower() for word in _INITIALISING_WORDS)) and not short[
-        :1
-    ].isupper():
+    named_so = any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper()
+    if isinstance(node.func, ast.Name) and short[:1].islower() and short not in found.functions | _HARMLESS:
+        # A function of another file gets the new model: what it gives back may have other weights.
+        for arg in node.args:
+            if isinstance(arg, ast.Call) and (given := _maker(arg, {})) is not None and given[:1].isupper():
+                found.initialised.setdefault(given, set()).add(_UNNAMED)
+    if short in found.writing or named_so:
         for arg in node.args:
             if (made := _maker(arg, makers)) is not None and isinstance(arg, ast.Call):
                 found.initialised.setdefault(made, set()).add(_UNNAMED)
