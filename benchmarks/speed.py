@@ -66,6 +66,13 @@ def pair(name: str, ours: list[str], theirs: list[str], repeats: int = REPEATS) 
     return ratio
 
 
+def peak() -> float:
+    """Peak memory of any process so far, in MiB; nothing has been probed yet when it is asked."""
+    mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"peak memory of a static process: {mib:.0f} MiB")
+    return mib
+
+
 def main() -> None:
     """Measure and print."""
     folder = sys.argv[1]
@@ -82,14 +89,13 @@ def main() -> None:
                 [python, str(script), folder],
                 repeats=1,
             ),
+            "static_mib": peak(),
             "probe": pair(
                 "one probed finding / import torch",
                 [*gradlint, os.fspath(program), "--no-cache"],
                 [python, "-c", "import torch"],
             ),
         }
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"peak memory of any process: {peak:.0f} MiB")
     print(json.dumps(results))
 
 

@@ -23,7 +23,7 @@ from gradlint.sources.text import Problem, decode, parse, read, too_deep
 
 Shape = tuple[int, ...]
 
-MAX_HELD = 1_200_000
+MAX_HELD = 2_200_000
 """Characters of source whose trees one process keeps between files: a tree takes about fifty bytes for each."""
 
 
