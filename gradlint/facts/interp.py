@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gradlint.facts.calls import CallTable
-from gradlint.facts.modules import ModuleEnv, ModuleRef
+from gradlint.facts.modules import ModuleRef
 from gradlint.facts.values import (
     UNKNOWN,
     Bound,
@@ -25,14 +25,13 @@ from gradlint.facts.values import (
     Layer,
     OpenList,
     Parameter,
-    Partial,
     Ref,
     Super,
     Tensor,
     Value,
     Weight,
 )
-from gradlint.probe.worker.layergraph import ACTIVATION, CONSTANT, JOIN, NORM, TRANSPARENT, WEIGHT, LayerGraph, Node
+from gradlint.probe.worker.layergraph import JOIN, NORM, TRANSPARENT, WEIGHT, LayerGraph, Node
 
 MAX_STEPS = 40_000
 MAX_DEPTH = 40
@@ -168,7 +167,7 @@ class Interp:
             self.assign(node.target, self.eval(node.value, env), env)
 
     def _s_AugAssign(self, node: ast.AugAssign, env: Env) -> None:
-        old = self.eval(_as_load(node.target), env)
+        old = self.eval(node.target, env)
         new = self.eval(node.value, env)
         if isinstance(old, list) and isinstance(node.op, ast.Add):
             self.table.containers.list_extend(old, new)
@@ -727,20 +726,6 @@ def tensors(value: Value) -> Iterator[Tensor]:
             yield from tensors(v)
 
 
-def is_activation_value(value: Value) -> bool:
-    """Whether a value is a layer that acts as an activation."""
-    return isinstance(value, Layer) and value.kind == ACTIVATION
-
-
-def is_constant(kind: str) -> bool:
-    """Whether a node of this kind carries no gradient."""
-    return kind == CONSTANT
-
-
-def _as_load(target: ast.expr) -> ast.expr:
-    return target
-
-
 def _leaves(body: Sequence[ast.stmt]) -> bool:
     return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
 
@@ -788,6 +773,3 @@ def _matches(pattern: ast.pattern, subject: Value) -> bool | None:
         tests = [_matches(p, subject) for p in pattern.patterns]
         return True if True in tests else None if None in tests else False
     return None
-
-
-__all__ = ["Interp", "ModuleEnv", "Partial", "TooLarge", "tensors"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from gradlint.facts.callsites import CallSite
@@ -13,7 +13,7 @@ from gradlint.facts.module_tree import children, layers_of, modules_of, name_pat
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
 from gradlint.facts.vanishing import worth_a_look
-from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
+from gradlint.probe.worker.layergraph import INPUT, OUTPUT, Chain, LayerGraph, chains, plain_stretch
 from gradlint.rule import Location
 
 MIN_HELD, MIN_SHARE = 4, 0.6
@@ -139,7 +139,7 @@ def _read_class(
     for c in interp.containers:
         used.add((c.line, c.column))
     graph = interp.graph()
-    held = tuple(c for c in chains(graph) if _holder(instance, c, interp) is instance)
+    held = tuple(c for c in chains(graph) if _holder(instance, c) is instance)
     node = cls.node
     return ModelFacts(
         symbol=node.name,
@@ -259,7 +259,7 @@ def _inputs(interp: Interp, forward: FuncValue) -> list[Value]:
     return [interp.emit(INPUT, name, []) for name in names[: max(required, 0)]]
 
 
-def _holder(root: Instance, chain: Chain, interp: Interp) -> Instance:
+def _holder(root: Instance, chain: Chain) -> Instance:
     """The innermost project class that holds enough of the chain to be its home."""
     paths = [layer.path for layer in chain.layers]
     best, todo = root, [(root, "")]
@@ -429,16 +429,6 @@ def _location(module: ModuleEnv, line: int, column: int, end_line: int | None, e
         else len(last.encode()[:end_column].decode(errors="ignore")) + 1
     )
     return Location(line, start, end_line or line, end)
-
-
-def with_surroundings(facts: ModelFacts, **changes: object) -> ModelFacts:
-    """A copy that knows more of the file around the model."""
-    return replace(facts, **changes)  # type: ignore[arg-type]
-
-
-def weight_layers(facts: ModelFacts) -> int:
-    """How many weight layers the model's forward uses."""
-    return sum(1 for n in facts.graph.nodes if n.kind == WEIGHT)
 
 
 def concrete_classes(module: ModuleEnv) -> Iterator[str]:

@@ -154,7 +154,7 @@ def _read_scope(nodes: Sequence[ast.AST], found: Surroundings) -> None:
             if name and maker:
                 makers[name] = maker
         if isinstance(node, ast.Call):
-            _read_call(node, makers, found, conditional=False)
+            _read_call(node, makers, found)
     _read_loads(nodes, makers, found)
     _read_loops(nodes, makers, found)
 
@@ -220,7 +220,7 @@ def _factories(tree: ast.Module) -> tuple[dict[str, str], frozenset[str], frozen
     return made, frozenset(writing), frozenset(known)
 
 
-def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings, conditional: bool) -> None:
+def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> None:
     short = _short(node.func)
     family = _family(short)
     if family is not None and (node.args or node.keywords):
