@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from gradlint.facts import FileFacts
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.models import ModelFacts, read_models
-from gradlint.facts.names import FunctionNode
 from gradlint.facts.project import Project
-from gradlint.facts.steps import StepFacts, read_steps
+from gradlint.facts.steps import Source, StepFacts, Units, read_steps
 from gradlint.facts.surroundings import Surroundings, placed, read_project, read_surroundings
 from gradlint.facts.vanishing import worth_a_look
 from gradlint.own_findings import Crash, crash_of
@@ -60,10 +59,12 @@ class Analyst:
         self.inputs = inputs
         self.probing = probing
         self._surroundings: dict[str, Surroundings] = {}
+        self._forget()
 
     def analyse(self, path: str, data: bytes | None = None) -> Analysis:
         """Read the file (or take ``data`` for it) and find its candidates. Never raises on what a file holds."""
         if self.project.trim(MAX_HELD):
+            self._forget()
             gc.collect()
         source = read(path) if data is None else decode(path, data)
         if source is None:
@@ -73,6 +74,7 @@ class Analyst:
         if data is not None:
             self.index = self.index.with_text(path, source.text)
             self.project = Project(self.index)
+            self._forget()
         file = self.index.parse(path)
         tree = file.tree if file is not None and file.text == source.text else parse(source)
         suppressions = read_suppressions(source.text)
@@ -111,19 +113,28 @@ class Analyst:
             crashes.append(crash_of(path, "the model reader", error))
         try:
             if self._wants("GL1"):
-                steps = read_steps(tree, text, path, lambda name: self._function(name, file), file.package)
+                steps = read_steps(self._source(file), self._units)
         except (RecursionError, MemoryError):
             raise
         except Exception as error:
             crashes.append(crash_of(path, "the reader of training steps", error))
         return FileFacts(path, file.module, text, tree, models, steps)
 
-    def _function(self, name: str, file: SourceFile) -> tuple[FunctionNode, str] | None:
-        """The function of the project that the dotted ``name`` stands for in ``file``, and its path."""
-        found = self.index.locate(name, file)
-        if found is None or not isinstance(found[1], (ast.FunctionDef, ast.AsyncFunctionDef)):
-            return None
-        return found[1], found[0].path
+    def _forget(self) -> None:
+        """Let go of what belongs to trees that may have gone."""
+        self._sources: dict[str, Source] = {}
+        self._units = Units()
+
+    def _source(self, file: SourceFile) -> Source:
+        """A file as the reader of training steps takes it."""
+        if file.real not in self._sources:
+
+            def locate(name: str) -> tuple[ast.stmt, Source] | None:
+                found = self.index.locate(name, file)
+                return (found[1], self._source(found[0])) if found is not None else None
+
+            self._sources[file.real] = Source(file.path, file.text, file.tree, file.package, locate)
+        return self._sources[file.real]
 
     def _wants(self, *prefixes: str) -> bool:
         own = any(not code.startswith("GL") for code in self.selected)

@@ -102,6 +102,10 @@ class StepExperiment:
     lines: tuple[int, ...]
     edit: SourceEdit | None
     edited_lines: tuple[int, ...] = ()
+    same_batch: bool = False
+    """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
+    iterators: tuple[tuple[int, str], ...] = ()
+    """The line and the name of iterators whose consumers are to be recorded."""
 
 
 Experiment = ModelExperiment | StepExperiment

@@ -11,9 +11,9 @@ import pytest
 
 from gradlint import registry
 from gradlint.facts import FileFacts
-from gradlint.facts.cfg import build, solve
-from gradlint.facts.steps import StepFacts, read_steps
-from gradlint.facts.steps_states import common_frame, gradient_states, turn_of
+from gradlint.facts.cfg import Guard, build, solve
+from gradlint.facts.steps import Source, StepFacts, read_steps
+from gradlint.facts.steps_states import common_frame, phases, turn_of
 from gradlint.rule import Candidate, Measurement, StepExperiment
 from tests.steps_right import RIGHT
 from tests.steps_wrong import WRONG
@@ -23,7 +23,7 @@ GL101 = registry.load()["GL101"]
 
 def facts_of(source: str) -> FileFacts:
     tree = ast.parse(source)
-    return FileFacts("train.py", "train", source, tree, (), read_steps(tree, source, "train.py"))
+    return FileFacts("train.py", "train", source, tree, (), read_steps(Source("train.py", source, tree)))
 
 
 def steps_of(source: str) -> StepFacts:
@@ -174,10 +174,10 @@ def test_recursion_ends() -> None:
 
 
 def test_a_helper_of_another_file_is_resolved() -> None:
-    other = ast.parse("def finish(loss, opt):\n    loss.backward()\n    opt.step()\n").body[0]
-    assert isinstance(other, ast.FunctionDef)
+    text = "def finish(loss, opt):\n    loss.backward()\n    opt.step()\n"
+    other = Source("pkg/tools.py", text, ast.parse(text))
     source = "from pkg.tools import finish\nfor x in d:\n    finish(model(x), optimizer)\n    optimizer.zero_grad()\n"
-    steps = read_steps(ast.parse(source), source, "a.py", lambda name: (other, "pkg/tools.py"))
+    steps = read_steps(Source("a.py", source, ast.parse(source), "", lambda name: (other.tree.body[0], other)))
     events = [e for _, e in steps.regions[0].events if e.kind in {"backward", "step"}]
     assert [(e.kind, e.path, e.line) for e in events] == [("backward", "pkg/tools.py", 2), ("step", "pkg/tools.py", 3)]
     assert events[1].object == "optimizer"
@@ -211,6 +211,9 @@ def reaching(source: str) -> set[str]:
     class Reader:
         def read(self, node: ast.expr | ast.stmt, frame: None, room: bool) -> list[str]:
             return [n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+
+        def guards(self, test: ast.expr, truth: bool, frame: None) -> list[Guard]:
+            return []
 
     graph = build(tree.body, None, Reader())
     states = solve(
@@ -260,7 +263,7 @@ def test_gradient_states_through_a_loop() -> None:
     (region,) = steps.regions
     where = {e.kind: index for index, e in region.events}
     step = next(e for _, e in region.of_kind("step"))
-    states = gradient_states(steps, region, step)
+    states = phases(steps, region.graph, step)
     assert states[where["backward"]] == {"unknown", "consumed", "cleared"}
     assert states[where["unscale"]] == {"scaled"}
     assert states[where["step"]] == {"scaled", "clipped"}

@@ -13,7 +13,7 @@ import ast
 import dataclasses
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Literal, Protocol, TypeVar
 
 E = TypeVar("E")
@@ -39,6 +39,21 @@ class Splice(Generic[F]):
     frame: F
 
 
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """One thing that holds behind a test: ``if scaler and not done`` gives ``scaler`` true and ``done`` false."""
+
+    key: str
+    """The condition without its negation; the same text is the same condition until one of its names is bound anew."""
+    truth: bool
+    names: frozenset[str] = frozenset()
+    """The names that the condition reads."""
+    counter: bool = False
+    """Whether it tells micro-batches apart: ``(i + 1) % accumulation_steps == 0``."""
+    synced: bool = False
+    """Whether it asks a wrapper for that: ``accelerator.sync_gradients``."""
+
+
 class Reader(Protocol[E_co, F]):
     """What the builder asks about one expression, or about the header of one statement."""
 
@@ -46,15 +61,26 @@ class Reader(Protocol[E_co, F]):
         """The items of ``node`` in the order they run; without ``room`` no more splices."""
         ...
 
+    def guards(self, test: ast.expr, truth: bool, frame: F) -> Sequence[Guard]:
+        """What holds where ``test`` came out as ``truth``."""
+        ...
+
+
+Label = Literal["entry", "exit", "loop", "turn", "join", "event", "assume", "bind"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Node(Generic[E_co]):
     """One point of the program. ``loops`` are the enclosing loops, outermost first."""
 
     index: int
-    label: Literal["entry", "exit", "loop", "turn", "join", "event"]
+    label: Label
     event: E_co | None
     loops: tuple[int, ...]
+    guards: tuple[Guard, ...] = ()
+    """``assume``: what the branch taken says."""
+    bound: frozenset[str] = frozenset()
+    """``bind``: names of guards that get another value here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +92,8 @@ class Graph(Generic[E]):
     entry: int
     exit: int
     heads: tuple[int, ...]
+    frames: tuple[object, ...] = ()
+    """The frame in which each loop stands."""
 
     def events(self) -> Iterable[tuple[int, E]]:
         """Every reachable event with its node, in the order the graph was built (source order)."""
@@ -155,18 +183,27 @@ class _Builder(Generic[E, F]):
         self.successors: list[list[int]] = []
         self.entered: set[int] = set()
         self.heads: list[int] = []
+        self.frames: list[F] = []
         self.loops: tuple[int, ...] = ()
         self.blocks: list[_Loop | _Call | _Try | _Finally[F]] = []
+        self.guarding: set[str] = set()
+        """Names that the guards met so far read."""
         self.entry = self.node("entry")
         self.exit = self.node("exit")
         self.here: int | None = self.entry
 
     def graph(self) -> Graph[E]:
         successors = tuple(tuple(dict.fromkeys(targets)) for targets in self.successors)
-        return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads))
+        return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads), tuple(self.frames))
 
-    def node(self, label: Literal["entry", "exit", "loop", "turn", "join", "event"], event: E | None = None) -> int:
-        self.nodes.append(Node(len(self.nodes), label, event, self.loops))
+    def node(
+        self,
+        label: Label,
+        event: E | None = None,
+        guards: tuple[Guard, ...] = (),
+        bound: frozenset[str] = frozenset(),
+    ) -> int:
+        self.nodes.append(Node(len(self.nodes), label, event, self.loops, guards, bound))
         self.successors.append([])
         return len(self.nodes) - 1
 
@@ -236,6 +273,28 @@ class _Builder(Generic[E, F]):
             self.leave_by_raise()
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             self.items(node, frame)
+            self.binds(node)
+
+    def binds(self, node: ast.stmt) -> None:
+        """Note where a name that a guard reads is bound anew."""
+        if self.here is None or not isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.AsyncFor)):
+            return
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {n for target in targets for n in _stored(target)} & self.guarding
+        if names:
+            index = self.node("bind", bound=frozenset(names))
+            self.link(self.here, index)
+            self.here = index
+
+    def assume(self, test: ast.expr, truth: bool, frame: F) -> None:
+        """What is known behind a test."""
+        guards = tuple(self.reader.guards(test, truth, frame))
+        if self.here is None or not guards:
+            return
+        self.guarding.update(name for guard in guards for name in guard.names)
+        index = self.node("assume", guards=guards)
+        self.link(self.here, index)
+        self.here = index
 
     def branch(self, node: ast.If, frame: F) -> None:
         self.items(node.test, frame)
@@ -244,6 +303,8 @@ class _Builder(Generic[E, F]):
         ends: list[int | None] = []
         for taken, body in ((True, node.body), (False, node.orelse)):
             self.here = fork if known in (None, taken) else None
+            if known is None:
+                self.assume(node.test, taken, frame)
             self.suite(body, frame)
             ends.append(self.here)
         self.merge(ends)
@@ -271,10 +332,13 @@ class _Builder(Generic[E, F]):
         self.loops = (*outer, len(self.heads))
         head, turn = self.node("loop"), self.node("turn")
         self.heads.append(head)
+        self.frames.append(frame)
         self.link(self.here, head)
         self.here = head
         if isinstance(node, ast.While):
             self.items(node.test, frame)
+        else:
+            self.binds(node)
         self.blocks.append(_Loop(turn, after))
         self.suite(node.body, frame)
         self.blocks.pop()
@@ -353,6 +417,14 @@ class _Builder(Generic[E, F]):
         self.link(self.here, self.exit if goal is None else goal)
         self.here = None
         self.blocks, self.loops = kept, loops
+
+
+def _stored(target: ast.expr) -> Iterator[str]:
+    for node in ast.walk(target):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
 
 
 def constant_truth(test: ast.expr) -> bool | None:

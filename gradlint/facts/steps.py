@@ -13,21 +13,22 @@ import re
 from collections.abc import Iterator
 
 from gradlint.facts.cfg import Graph, build
-from gradlint.facts.steps_context import read_unit
-from gradlint.facts.steps_events import Event, Frame, Kind, Lines
-from gradlint.facts.steps_objects import Objects
-from gradlint.facts.steps_read import Resolve, StepReader
-from gradlint.facts.steps_scopes import Class, Function, Scopes, read_scopes
-from gradlint.facts.steps_words import PARAMETER_WORDS, words
+from gradlint.facts.steps_context import Units
+from gradlint.facts.steps_events import Event, Frame, Kind
+from gradlint.facts.steps_objects import Objects, merged
+from gradlint.facts.steps_project import Source
+from gradlint.facts.steps_read import StepReader
+from gradlint.facts.steps_scopes import Class, Function, Scopes
+from gradlint.facts.steps_words import PARAMETER_WORDS, callee, words
 
-__all__ = ["Event", "Frame", "Kind", "Region", "StepFacts", "may_share", "read_steps"]
+__all__ = ["Event", "Frame", "Kind", "Region", "Source", "StepFacts", "Units", "may_share", "read_steps"]
 
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
 
-_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(")
+_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(|optim\.[A-Z]")
 """A file without any of these has no training step of its own: a backward alone is no step."""
-_TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad"})
+_TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad", "consume"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ class StepFacts:
     objects: Objects | None = None
     models: dict[str, str] = dataclasses.field(default_factory=dict)
     """The class of an object, where it is made from a class of this file: ``{"model": "SimpleNet"}``."""
+    accumulates: bool | None = None
+    """Whether accelerate is told to accumulate over more than one micro-batch; None where the text does not show it."""
 
     def paired(self, event: Event, step: Event) -> bool | None:
         """Whether an event concerns the parameters that a step updates; ``None``: the text does not tell.
@@ -81,10 +84,16 @@ class StepFacts:
             return None
         if any(_within(one, other) or _within(other, one) for one in roots for other in given):
             return True
+        if all(self.objects.distinct(one, other) for one in roots for other in given):
+            return False
         elsewhere = [found for key, found in self.objects.optimizers.items() if key != stepped]
         if all(any(_within(root, other) for found in elsewhere for other in found) for root in roots):
             return False
         return None
+
+    def related(self, event: Event, subject: Event) -> bool | None:
+        """As :meth:`paired`, where either of the two may be the step."""
+        return self.paired(event, subject) if subject.kind == "step" else self.paired(subject, event)
 
 
 def may_share(one: Event, other: Event) -> bool:
@@ -103,19 +112,29 @@ def _within(inner: str, outer: str) -> bool:
     return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))
 
 
-def read_steps(tree: ast.Module, text: str, path: str, resolve: Resolve | None = None, package: str = "") -> StepFacts:
-    """The training steps of one file: a pure function of its tree and text.
+def read_steps(source: Source, known: Units | None = None) -> StepFacts:
+    """The training steps of one file, with the helpers it uses from others: a pure function of their texts.
 
-    ``resolve`` finds the definition of a function imported from another file of the project, by its dotted name.
+    ``known`` keeps what was read of other files of the project, from one file to the next.
     """
-    if not _MENTIONS.search(text):
+    if not _MENTIONS.search(source.text):
         return StepFacts()
-    scopes = read_scopes(tree, path, package)
-    unit = read_unit(scopes, Lines(text))
-    reader = StepReader(unit, resolve)
+    reader = StepReader(source, known or Units())
+    scopes = reader.unit.scopes
     regions = tuple(_regions(reader, scopes))
-    models = {key: cls.qualname for key, cls in unit.objects.instances.items()}
-    return StepFacts(regions, unit.objects, models)
+    objects = merged([reader.unit.objects, *(u.objects for u in reader.units.values() if u is not reader.unit)])
+    models = {key: cls.qualname for key, cls in reader.unit.objects.instances.items()}
+    return StepFacts(regions, objects, models, _accumulates(source.tree))
+
+
+def _accumulates(tree: ast.Module) -> bool | None:
+    """What the ``Accelerator(...)`` of a file says of ``gradient_accumulation_steps``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and callee(node) in {"Accelerator", "GradientAccumulationPlugin"}:
+            for keyword in node.keywords:
+                if keyword.arg in {"gradient_accumulation_steps", "num_steps"}:
+                    return not (isinstance(keyword.value, ast.Constant) and keyword.value.value == 1)
+    return None
 
 
 def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
@@ -124,14 +143,14 @@ def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
     functions = [function for function in scopes.functions if function.node in reader.unit.training]
     outermost = [None, *(function for function in functions if function.node not in called)]
     for function in outermost:
-        yield from _read(reader, function, scopes)
+        yield from _read(reader, function)
     for function in functions:
         if function.node in called and function.node not in reader.entered:
-            yield from _read(reader, function, scopes)
+            yield from _read(reader, function)
 
 
-def _read(reader: StepReader, function: Function | None, scopes: Scopes) -> Iterator[Region]:
-    for cls in _receivers(function, scopes):
+def _read(reader: StepReader, function: Function | None) -> Iterator[Region]:
+    for cls in _receivers(function, reader):
         region = _region(reader, function, cls)
         if any(event.kind in _TRAINING for _, event in region.events):
             yield region
@@ -161,19 +180,20 @@ def _called(reader: StepReader, scopes: Scopes) -> set[ast.AST]:
             for name in names:
                 call = node if name is node.func else ast.copy_location(ast.Call(name, [], []), node)
                 target = reader.target(call, context, None)
-                if target is not None and (function is None or target[0].node is not function.node):
-                    found.add(target[0].node)
+                helper = target.function if target is not None else None
+                if helper is not None and (function is None or helper.node is not function.node):
+                    found.add(helper.node)
     return found
 
 
-def _receivers(function: Function | None, scopes: Scopes) -> list[Class | None]:
+def _receivers(function: Function | None, reader: StepReader) -> list[Class | None]:
     """The classes a method is to be read for: its own, and the subclasses in the file that change what it calls."""
     if function is None or function.owner is None:
         return [None]
-    owner = function.owner
+    owner, cache = function.owner, reader.cache
     changing = [
         cls
-        for cls in scopes.classes
-        if cls is not owner and owner in scopes.bases(cls) and scopes.method(cls, function.node.name) is function
+        for cls in reader.unit.scopes.classes
+        if cls is not owner and owner in cache.bases(cls) and cache.method(cls, function.node.name) is function
     ]
     return [owner, *changing[:MAX_SUBCLASSES]]

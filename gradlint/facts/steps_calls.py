@@ -20,6 +20,7 @@ from gradlint.facts.steps_words import (
     STRONG,
     TORCH_CLIPS,
     TRAINING_OWNERS,
+    WRAPPERS,
     WRITES,
     callee,
     last_name,
@@ -61,17 +62,28 @@ def backward_event(call: ast.Call, frame: Context) -> Event:
     scaler = _scaled_by(receiver, frame)
     if isinstance(loss, ast.Call) and scaler and loss.args:
         loss = loss.args[0]
-    return event_of("backward", call, frame, object=(frame.key(loss) or "") if loss else "", scaler=scaler)
+    owner = set(words(last_name((frame.key(receiver) or "") if receiver is not None else "")))
+    return event_of(
+        "backward",
+        call,
+        frame,
+        object=(frame.key(loss) or "") if loss else "",
+        scaler=scaler,
+        wrapper=bool(owner & WRAPPERS) or (bool(call.args) and receiver is not None and loss is not receiver),
+    )
 
 
 def _scaled_by(expr: ast.expr | None, frame: Context) -> str:
-    """The scaler of ``scaler.scale(loss)``, written in place or one assignment earlier."""
+    """The scaler of ``scaler.scale(loss)``, written in place or in every assignment of the name."""
     if isinstance(expr, ast.Name):
         binding = frame.scope.lookup(expr.id)
-        found = {_scaled_by(v, frame) for v in binding.values if isinstance(v, ast.Call)} - {""} if binding else set()
+        if binding is None or binding.opaque:
+            return ""
+        found = {_scaled_by(value, frame) if isinstance(value, ast.Call) else "" for value in binding.values}
         return found.pop() if len(found) == 1 else ""
     if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Attribute) and expr.func.attr == "scale":
-        return frame.key(expr.func.value) or ""
+        owner = frame.key(expr.func.value) or ""
+        return "" if frame.unit.objects.is_off(owner) else owner
     return ""
 
 
@@ -106,6 +118,8 @@ def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> E
         limit=ast.unparse(limit) if limit is not None else "",
         by_value="value" in words(last),
         logging=limit is not None and _is_infinite(limit, frame),
+        own_scale=limit is not None and "scale" in words(ast.unparse(limit)),
+        wrapper=method and not of_model,
     )
 
 
@@ -204,7 +218,8 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
     else:
         doubt = "strong" if known & STRONG else "weak"
     if doubt:
-        yield event_of("unknown", call, frame, doubt=doubt)
+        touched = any(key and (objects.is_model(key) or "loss" in words(last_name(key))) for key in keys)
+        yield event_of("unknown", call, frame, doubt=doubt, given=touched)
 
 
 def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> str:

@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from gradlint.facts.steps_events import Frame, Lines
+from gradlint.facts.steps_iterators import iterator_names
 from gradlint.facts.steps_objects import Objects, read_objects
+from gradlint.facts.steps_project import ScopeCache
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, spelled
 from gradlint.facts.steps_words import BUILTINS, EVENTS, STRONG, callee, words
 
@@ -24,6 +26,8 @@ class Unit:
     """The functions worth reading: the others touch no gradient."""
     training: frozenset[FunctionNode]
     """Those in which a call is named like a training event."""
+    iterators: frozenset[str]
+    """The names that are somewhere bound to an iterator of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,23 @@ class Context:
         return None
 
 
-def read_unit(scopes: Scopes, lines: Lines) -> Unit:
+class Units:
+    """The reader's view of every file of a project that was entered: kept from file to file."""
+
+    def __init__(self) -> None:
+        self.cache = ScopeCache()
+        self._units: dict[str, Unit] = {}
+
+    def of(self, path: str) -> Unit:
+        """The view of a file whose scopes are known."""
+        if path not in self._units:
+            self._units[path] = read_unit(self.cache, path)
+        return self._units[path]
+
+
+def read_unit(cache: ScopeCache, path: str) -> Unit:
     """The reader's view of one file."""
+    scopes, lines = cache.of(path), Lines(cache.sources[path].text)
     calls: dict[Function, set[str]] = {}
     suspected: set[Function] = set()
     training: set[Function] = set()
@@ -70,7 +89,15 @@ def read_unit(scopes: Scopes, lines: Lines) -> Unit:
         elif any(_suggests(n) for n in inner):
             suspected.add(function)
     touching = _callers(calls, suspected | training)
-    return Unit(scopes, read_objects(scopes), lines, scopes.path, touching, _callers(calls, training))
+    return Unit(
+        scopes,
+        read_objects(scopes, cache),
+        lines,
+        scopes.path,
+        touching,
+        _callers(calls, training),
+        iterator_names(scopes),
+    )
 
 
 def aliases(scope: Scope, names: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,24 @@ from typing import Literal
 
 from gradlint.rule import Location
 
-Kind = Literal["forward", "backward", "clip", "unscale", "step", "zero_grad", "scaler_update", "unknown"]
+Kind = Literal[
+    "forward",
+    "backward",
+    "clip",
+    "unscale",
+    "scale",
+    "step",
+    "zero_grad",
+    "scaler_update",
+    "make",
+    "iterator",
+    "consume",
+    "accumulate",
+    "unknown",
+]
+"""What an event does. ``scale``: a name is bound to a scaled loss; ``make``: a model or optimizer is made anew;
+``iterator``: a name is bound to an iterator of parameters (or, without roots, to something else), ``consume``: such
+an iterator is used up; ``accumulate``: a wrapper is told that micro-batches follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +61,19 @@ class Event:
     """A clip with an infinite limit: it only measures."""
     scaler: str = ""
     """The gradient scaler of a scaled backward, an ``unscale_``, or a step through the scaler."""
+    own_scale: bool = False
+    """A clip whose limit is multiplied by the loss scale."""
+    wrapper: bool = False
+    """A call of a training wrapper (accelerate, Fabric, Lightning, DeepSpeed, FSDP), which may do more than its name."""
+    value: Location | None = None
+    """For ``iterator``: the expression that makes it."""
+    raises: bool = False
+    """For ``consume``: the consumer raises an error where it gets nothing (an optimizer)."""
     doubt: Literal["", "weak", "strong"] = ""
     """For ``unknown``: whether the name or the arguments suggest that gradients are touched.
     For a clip: a helper that cannot be read."""
+    given: bool = False
+    """For ``unknown``: a call that cannot be read is given a model, an optimizer or a loss."""
     frames: tuple[Frame, ...] = ()
 
     @property

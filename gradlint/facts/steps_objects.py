@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from gradlint.facts.steps_project import ScopeCache
 from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, spelled
 from gradlint.facts.steps_words import (
     MODEL_METHODS,
@@ -36,6 +37,29 @@ class Objects:
     """Objects made from a class of this file."""
     others: frozenset[str]
     """Objects made from a class that has a ``step`` and trains nothing: schedulers, meters, profilers."""
+    scalers_off: frozenset[str] = frozenset()
+    """Scalers that are made with a literal ``enabled=False``, and never otherwise."""
+    built: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    """Objects that only constructors are assigned to, with the objects those are given: ``{"ddp": {"model"}}``."""
+    made_by: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    """The dotted names of the constructors behind an object."""
+
+    def distinct(self, one: str, other: str) -> bool:
+        """Whether two modules are surely two: both are constructed here, and neither is given the other."""
+        one, other = self.own(one), self.own(other)
+        if one == other or one not in self.built or other not in self.built:
+            return False
+        return other not in self._given(one) and one not in self._given(other)
+
+    def _given(self, key: str) -> set[str]:
+        found: set[str] = set()
+        work = [key]
+        while work:
+            for inner in self.built.get(work.pop(), ()):
+                if inner not in found:
+                    found.add(inner)
+                    work.append(inner)
+        return found
 
     def own(self, key: str) -> str:
         """The name by which an object's own class knows it: ``agent.actor`` is ``self.actor`` in ``Agent``."""
@@ -46,6 +70,10 @@ class Objects:
         """Whether this is a gradient scaler (``torch.amp.GradScaler`` or its like)."""
         key = self.own(key)
         return key in self.scalers or bool({"scaler", "scalers"} & set(words(last_name(key))))
+
+    def is_off(self, key: str) -> bool:
+        """Whether this is a scaler that is surely disabled."""
+        return self.own(key) in self.scalers_off
 
     def is_model(self, key: str) -> bool:
         """Whether this is a module that is trained."""
@@ -71,9 +99,39 @@ class Objects:
         return key in self.others or bool(known & (SCHEDULERS | OTHER_STEPS))
 
 
-def read_objects(scopes: Scopes) -> Objects:
+def merged(every: Sequence[Objects]) -> Objects:
+    """The objects of several files as one: ``self.optimizer`` may be made in the file of a base class."""
+    first, *others = every
+    optimizers = {key: set(found) for key, found in first.optimizers.items()}
+    built = dict(first.built)
+    made_by = dict(first.made_by)
+    instances = dict(first.instances)
+    for one in others:
+        for key, found in one.optimizers.items():
+            if key.startswith("self.") or key not in optimizers:
+                optimizers.setdefault(key, set()).update(found)
+        for key, given in one.built.items():
+            built.setdefault(key, given)
+        for key, names in one.made_by.items():
+            made_by.setdefault(key, names)
+        for key, cls in one.instances.items():
+            instances.setdefault(key, cls)
+    return Objects(
+        {key: frozenset(found) for key, found in optimizers.items()},
+        frozenset().union(*(o.scalers for o in every)),
+        frozenset().union(*(o.models for o in every)),
+        frozenset().union(*(o.engines for o in every)),
+        instances,
+        frozenset().union(*(o.others for o in every)) - frozenset(optimizers),
+        frozenset().union(*(o.scalers_off for o in every)),
+        built,
+        made_by,
+    )
+
+
+def read_objects(scopes: Scopes, cache: ScopeCache) -> Objects:
     """Collect the evidence of one file in one walk."""
-    reader = _Reader(scopes)
+    reader = _Reader(scopes, cache)
     reader.walk(scopes.module)
     for cls in scopes.classes:
         reader.walk(cls.scope)
@@ -155,9 +213,34 @@ def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
     return found
 
 
+def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """The single assignments of one statement, through tuples of equal length."""
+    if (
+        isinstance(target, (ast.Tuple, ast.List))
+        and isinstance(value, (ast.Tuple, ast.List))
+        and len(target.elts) == len(value.elts)
+    ):
+        for left, right in zip(target.elts, value.elts, strict=True):
+            yield from pairs(left, right)
+    else:
+        yield target, value
+
+
+def _is_off(call: ast.Call) -> bool:
+    return any(
+        k.arg == "enabled" and isinstance(k.value, ast.Constant) and k.value.value is False for k in call.keywords
+    )
+
+
 class _Reader:
-    def __init__(self, scopes: Scopes) -> None:
+    def __init__(self, scopes: Scopes, cache: ScopeCache) -> None:
         self.scopes = scopes
+        self.cache = cache
+        self.on: set[str] = set()
+        self.off: set[str] = set()
+        self.built: dict[str, set[str]] = {}
+        self.unbuilt: set[str] = set()
+        self.made_by: dict[str, set[str]] = {}
         self.optimizers: dict[str, set[str]] = {}
         self.scalers: set[str] = set()
         self.models: set[str] = set()
@@ -178,13 +261,24 @@ class _Reader:
             frozenset((self.backward & self.stepped) - self.others),
             {key: cls for key, cls in self.instances.items() if cls is not None},
             frozenset(self.others - set(self.optimizers)),
+            frozenset(self.off - self.on),
+            {key: frozenset(given) for key, given in self.built.items() if key not in self.unbuilt},
+            {key: frozenset(names) for key, names in self.made_by.items()},
         )
 
     def walk(self, scope: Scope) -> None:
         for node in own_nodes(scope.node.body):
-            if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call):
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    self.made(target, node.value, scope)
+                    for one, value in pairs(target, node.value):
+                        if isinstance(value, ast.Call):
+                            self.made(one, value, scope)
+                        elif isinstance(value, ast.IfExp):
+                            for branch in (value.body, value.orelse):
+                                if isinstance(branch, ast.Call):
+                                    self.made(one, branch, scope)
+                        else:
+                            self.unbuilt.add(spelled(one) or "")
             elif isinstance(node, ast.withitem) and isinstance(node.context_expr, ast.Call) and node.optional_vars:
                 self.made(node.optional_vars, node.context_expr, scope)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -197,6 +291,8 @@ class _Reader:
         last = name.rsplit(".", 1)[-1]
         if key is None:
             return
+        self.constructed(key, call, last)
+        self.made_by.setdefault(key, set()).add(name)
         cls = self.scopes.class_of(call.func, scope)
         if cls is not None:
             same = key not in self.instances or self.instances[key] is cls
@@ -206,6 +302,7 @@ class _Reader:
             self.others.add(key)
         elif last.endswith("GradScaler") or "scaler" in named:
             self.scalers.add(key)
+            (self.off if _is_off(call) else self.on).add(key)
         elif (
             name.startswith("torch.optim.")
             or last in OPTIMIZER_CLASSES
@@ -215,8 +312,25 @@ class _Reader:
             found = self.optimizers.setdefault(key, set())
             if listed is not None:
                 found |= roots(listed, spelled, scope, None)
-        elif cls is not None and any(base.endswith("Module") for base in self.scopes.base_names(cls)):
+        elif cls is not None and any(base.endswith("Module") for base in self.cache.base_names(cls)):
             self.models.add(key)
+
+    def constructed(self, key: str, call: ast.Call, last: str) -> None:
+        """Note what a constructor is given; a method that returns an object built elsewhere makes no new one."""
+        inner = call
+        while isinstance(inner.func, ast.Attribute) and isinstance(inner.func.value, ast.Call):
+            inner = inner.func.value  # `Net().to(device)`
+        named = spelled(inner.func) or ""
+        if not named.rsplit(".", 1)[-1][:1].isupper():
+            self.unbuilt.add(key)
+            return
+        given = {
+            chain
+            for argument in (*inner.args, *(k.value for k in inner.keywords))
+            for node in ast.walk(argument)
+            if isinstance(node, (ast.Name, ast.Attribute)) and (chain := spelled(node))
+        }
+        self.built.setdefault(key, set()).update(given)
 
     def used(self, call: ast.Call, function: ast.Attribute) -> None:
         """``key.method(...)``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
-from gradlint.facts.cfg import Splice, Stop
+from gradlint.facts.cfg import Guard, Splice, Stop
+from gradlint.facts.steps_assign import assigned_events, consumed, given_away, handed_over
 from gradlint.facts.steps_calls import (
     backward_event,
     clearing_loop,
@@ -15,29 +17,52 @@ from gradlint.facts.steps_calls import (
     is_grad,
     is_module_call,
 )
-from gradlint.facts.steps_context import Context, Unit, aliases, read_unit
-from gradlint.facts.steps_events import Event, Frame, Lines
+from gradlint.facts.steps_context import Context, Unit, Units, aliases
+from gradlint.facts.steps_events import Event, Frame
+from gradlint.facts.steps_guards import read_guards
+from gradlint.facts.steps_iterators import loop_source, loops_over
 from gradlint.facts.steps_objects import roots
-from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, read_scopes, spelled
-from gradlint.facts.steps_words import CLEARS, FUNCTION_CLEARS, STANDARD, STOPS, callee
+from gradlint.facts.steps_project import Source
+from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, spelled
+from gradlint.facts.steps_words import CLEARS, FUNCTION_CLEARS, STANDARD, STOPS, WRAPPERS, callee, last_name, words
 
-Resolve = Callable[[str], "tuple[FunctionNode, str] | None"]
-"""From the dotted name of an imported function to its definition and the path of its file."""
-
-MAX_DEPTH = 4
+MAX_DEPTH = 6
 """Helpers inside helpers are read to this depth."""
 
 
-class StepReader:
-    """Reads the calls of one file (and of the helpers a ``resolve`` callback finds) into events and splices."""
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a call runs: a function of the project (with the class and key of its ``self``), or a lambda."""
 
-    def __init__(self, unit: Unit, resolve: Resolve | None) -> None:
-        self.unit = unit
-        self.resolve = resolve
+    function: Function | None
+    cls: Class | None = None
+    receiver: str | None = None
+    expression: ast.Lambda | None = None
+    scope: Scope | None = None
+    arguments: tuple[ast.expr, ...] = ()
+    """Arguments that a ``functools.partial`` gives ahead of those of the call."""
+    keywords: tuple[ast.keyword, ...] = ()
+
+
+class StepReader:
+    """Reads the calls of one file, and of the helpers it uses from others, into events and splices."""
+
+    def __init__(self, source: Source, known: Units) -> None:
+        self.known = known
+        self.cache = known.cache
+        self.cache.add(source)
+        self.units: dict[str, Unit] = {}
+        """The files that were entered."""
+        self.unit = self.unit_of(source.path)
         self.entered: set[FunctionNode] = set()
         """The functions that were spliced into some graph."""
-        self._imported: dict[str, Function | None] = {}
         self._calls: dict[ast.AST, tuple[ast.Call, ...]] = {}
+
+    def unit_of(self, path: str) -> Unit:
+        """The reader's view of a file whose scopes are known."""
+        if path not in self.units:
+            self.units[path] = self.known.of(path)
+        return self.units[path]
 
     def context_of(self, function: Function | None, cls: Class | None = None) -> Context:
         """The context of a region: a function run from outside, or the module's statements."""
@@ -58,11 +83,16 @@ class StepReader:
         names = aliases(function.scope, {})
         return Context(self.unit, function.scope, names, selves, owner, (frame,), (function.node,))
 
+    def guards(self, test: ast.expr, truth: bool, frame: Context) -> Sequence[Guard]:
+        """What holds where ``test`` came out as ``truth``."""
+        return read_guards(test, truth, frame)
+
     def read(self, node: ast.expr | ast.stmt, frame: Context, room: bool) -> Sequence[Event | Splice[Context] | Stop]:
         """The items of one expression or statement header, in the order they run."""
         items: list[Event | Splice[Context] | Stop] = []
         if isinstance(node, (ast.For, ast.AsyncFor)):
             items.extend(self._expression(node.iter, frame, room))
+            items.extend(consumed(loop_source(node), node.iter, frame, "for"))
             items.extend(clearing_loop(node, frame))
             return items
         alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
@@ -70,17 +100,14 @@ class StepReader:
             if isinstance(item, Event) and item.doubt == "weak" and item.location != alone:
                 continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
+        if frame.unit.iterators:
+            items.extend(consumed(loops_over(node), node, frame, "comprehension"))
+            items.extend(given_away(node, frame))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
             items.append(event_of("unknown", node, frame, "grad +=", doubt="strong"))
-        if isinstance(node, ast.Assign):
-            cleared = isinstance(node.value, ast.Constant) and node.value.value is None
-            for target in node.targets:
-                if isinstance(target, ast.Attribute) and target.attr == "grad":
-                    owner = frame.key(target.value) or ""
-                    if cleared:
-                        items.append(event_of("zero_grad", node, frame, "grad = None", owner))
-                    else:
-                        items.append(event_of("unknown", node, frame, "grad =", owner, doubt="strong"))
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                items.extend(assigned_events(node, target, node.value, frame))
         return items
 
     def _expression(self, node: ast.AST, frame: Context, room: bool) -> Iterator[Event | Splice[Context] | Stop]:
@@ -98,24 +125,39 @@ class StepReader:
             return
         target = self.target(call, frame, name)
         if target is not None:
-            function, cls, receiver = target
-            if function.path == frame.unit.path and function.node not in frame.unit.touching:
-                if is_module_call(call, frame):
-                    yield event_of("forward", call, frame, object=frame.key(call.func) or "")
-                return
-            if room and len(frame.frames) <= MAX_DEPTH and function.node not in frame.active:
-                self.entered.add(function.node)
-                yield Splice(function.node.body, self._enter(call, frame, function, cls, receiver))
-            elif function.path != frame.unit.path or function.node in frame.unit.training:
-                yield event_of("unknown", call, frame, doubt="strong")
+            yield from self._enter_target(call, frame, target, room)
             return
         yield from self._direct(call, frame, name, room)
+
+    def _enter_target(
+        self, call: ast.Call, frame: Context, target: Target, room: bool
+    ) -> Iterator[Event | Splice[Context] | Stop]:
+        """A call of something that can be read: built in, or a forward, or too deep to say."""
+        if target.expression is not None:
+            scope = target.scope or frame.scope
+            inner = dataclasses.replace(frame, scope=scope) if scope is not frame.scope else frame
+            yield from self._expression(target.expression.body, inner, room)
+            return
+        function = target.function
+        assert function is not None
+        unit = self.unit_of(function.path)
+        if function.node not in unit.touching:
+            yield from handed_over(call, frame)
+            if is_module_call(call, frame):
+                yield event_of("forward", call, frame, object=frame.key(call.func) or "")
+            return
+        if room and len(frame.frames) <= MAX_DEPTH and function.node not in frame.active:
+            self.entered.add(function.node)
+            yield Splice(function.node.body, self._enter(call, frame, target))
+        elif function.node in unit.training:
+            yield event_of("unknown", call, frame, doubt="strong")
 
     def _direct(
         self, call: ast.Call, frame: Context, name: str | None, room: bool
     ) -> Iterator[Event | Splice[Context] | Stop]:
         """A call whose body cannot be read."""
         last = callee(call, name)
+        yield from handed_over(call, frame, name)
         if any(isinstance(argument, ast.Attribute) and argument.attr == "backward" for argument in call.args):
             yield event_of("unknown", call, frame, doubt="strong")  # `map(torch.Tensor.backward, losses)`
             return
@@ -142,6 +184,9 @@ class StepReader:
         attr = function.attr
         if attr in {"backward", "manual_backward"}:
             yield backward_event(call, frame)
+        elif attr in {"accumulate", "no_sync", "no_backward_sync"} and isinstance(call.func, ast.Attribute):
+            if attr == "accumulate" and "accelerator" in words(owner):
+                yield event_of("accumulate", call, frame, object=owner)
         elif attr in CLEARS:
             cleared = frozenset({owner}) if owner and objects.is_model(owner) else frozenset()
             yield event_of("zero_grad", call, frame, object=owner, roots=cleared)
@@ -170,10 +215,12 @@ class StepReader:
         closure: ast.expr | None
         if objects.is_scaler(owner):
             closure = call.args[1] if len(call.args) > 1 else None
-            step = event_of("step", call, frame, object=given or "", scaler=owner)
+            on = "" if objects.is_off(owner) else owner
+            step = event_of("step", call, frame, object=given or "", scaler=on)
         elif objects.is_optimizer(owner):
             closure = first
-            step = event_of("step", call, frame, object=owner)
+            wrapper = owner in objects.engines or "engine" in words(owner)
+            step = event_of("step", call, frame, object=owner, wrapper=wrapper)
         elif given and first is not None and objects.is_optimizer(given) and not objects.never_steps(owner):
             closure = None
             step = event_of("step", call, frame, object=given, scaler=owner)
@@ -194,85 +241,152 @@ class StepReader:
         if isinstance(closure, ast.Lambda):
             yield from self._expression(closure.body, frame, room)
             return
-        target = self.target(ast.copy_location(ast.Call(closure, [], []), call), frame, None)
-        if target is not None and room and len(frame.frames) <= MAX_DEPTH and target[0].node not in frame.active:
-            self.entered.add(target[0].node)
-            bare = ast.copy_location(ast.Call(closure, [], []), call)
-            yield Splice(target[0].node.body, self._enter(bare, frame, *target))
+        bare = ast.copy_location(ast.Call(closure, [], []), call)
+        target = self.target(bare, frame, None)
+        readable = target is not None and (target.function is None or target.function.node not in frame.active)
+        if target is not None and readable and room and len(frame.frames) <= MAX_DEPTH:
+            yield from self._enter_target(bare, frame, target, room)
         elif not isinstance(closure, ast.Constant):
             yield event_of("unknown", call, frame, doubt="strong")
 
-    def target(
-        self, call: ast.Call, frame: Context, name: str | None
-    ) -> tuple[Function, Class | None, str | None] | None:
-        """The function a call runs, the class and the key of its ``self``; None if it cannot be read."""
-        func, scopes = call.func, frame.unit.scopes
+    # -- what a call leads to
+
+    def target(self, call: ast.Call, frame: Context, name: str | None) -> Target | None:
+        """The function a call runs; None if it cannot be read."""
+        func = call.func
         if isinstance(func, ast.Name):
-            binding = frame.scope.lookup(func.id)
-            if binding and binding.functions and not binding.opaque:
-                return _concrete(binding.functions[-1], None, None)
-            if func.id in frame.unit.objects.instances and not frame.unit.objects.is_model(func.id):
-                cls = frame.unit.objects.instances[func.id]
-                return _concrete(scopes.method(cls, "__call__"), cls, func.id)
+            found = self._named_target(func.id, frame)
         elif isinstance(func, ast.Attribute):
             found = self._method_target(func, frame)
-            if found is not None:
-                return found
-        if name and self.resolve is not None and name.split(".")[0] not in STANDARD:
-            return _concrete(self._import(name), None, None)
+        elif isinstance(func, ast.Call):
+            found = self._partial(func, frame)
+        else:
+            found = None
+        if found is None and name and name.split(".")[0] not in STANDARD:
+            imported = self.cache.imported(name, frame.unit.path)
+            if isinstance(imported, Function):
+                found = Target(imported)
+        return found if found is not None and _worth_reading(found.function) else None
+
+    def _named_target(self, name: str, frame: Context, hops: int = 0) -> Target | None:
+        binding = frame.scope.lookup(name)
+        if binding and binding.functions and not binding.opaque and not binding.values:
+            return Target(binding.functions[-1])
+        if binding and len(binding.values) == 1 and not binding.opaque and hops < 3:
+            value = binding.values[0]
+            if isinstance(value, ast.Lambda):
+                return Target(None, expression=value)
+            if isinstance(value, ast.Call):
+                found = self._partial(value, frame)
+                if found is not None:
+                    return found
+            elif isinstance(value, ast.Name) and value.id != name:
+                return self._named_target(value.id, frame, hops + 1)
+            elif isinstance(value, ast.Attribute):
+                return self._method_target(value, frame)
+        if binding and binding.opaque and name in frame.names and frame.names[name] != name:
+            return self._handed_function(frame.names[name], frame)
+        instances = frame.unit.objects.instances
+        if name in instances and not frame.unit.objects.is_model(name):
+            return self._instance_call(instances[name], name)
         return None
 
-    def _method_target(self, func: ast.Attribute, frame: Context) -> tuple[Function, Class | None, str | None] | None:
-        scopes, value = frame.unit.scopes, func.value
+    def _handed_function(self, key: str, frame: Context) -> Target | None:
+        """A parameter that stands for a function of the caller: ``run(train_step)``, ``run(self.one_step)``."""
+        scopes = self.unit.scopes
+        owner, _, attr = key.rpartition(".")
+        if not owner:
+            binding = scopes.module.names.get(key)
+            return Target(binding.functions[-1]) if binding and binding.functions and not binding.opaque else None
+        cls = frame.selves.get(owner) or self.unit.objects.instances.get(owner)
+        method = self.cache.method(cls, attr) if cls is not None else None
+        return Target(method, cls, owner) if method is not None else None
+
+    def _partial(self, value: ast.Call, frame: Context) -> Target | None:
+        """``functools.partial(train_step, model)``, as a call of the function with these arguments first."""
+        name = frame.unit.scopes.dotted(value.func, frame.scope)
+        if name not in {"functools.partial", "functools.partialmethod"} or not value.args:
+            return None
+        inner = ast.copy_location(ast.Call(value.args[0], [], []), value)
+        found = self.target(inner, frame, frame.unit.scopes.dotted(value.args[0], frame.scope))
+        if found is None or found.function is None:
+            return None
+        return dataclasses.replace(found, arguments=tuple(value.args[1:]), keywords=tuple(value.keywords))
+
+    def _instance_call(self, cls: Class, key: str) -> Target | None:
+        method = self.cache.method(cls, "__call__")
+        return Target(method, cls, key) if method is not None else None
+
+    def _method_target(self, func: ast.Attribute, frame: Context) -> Target | None:
+        cache, value, objects = self.cache, func.value, frame.unit.objects
         if isinstance(value, ast.Name) and value.id in frame.selves:
             cls = frame.selves[value.id]
-            found = _concrete(scopes.method(cls, func.attr), cls, frame.key(value))
-            if found is None:
-                own = f"{value.id}.{func.attr}"
-                made = frame.unit.objects.instances.get(own)
-                if made is not None and not frame.unit.objects.is_model(own):
-                    return _concrete(scopes.method(made, "__call__"), made, own)
-            return found
+            method = cache.method(cls, func.attr)
+            if method is not None:
+                return Target(method, cls, frame.key(value))
+            own = f"{value.id}.{func.attr}"
+            made = objects.instances.get(own)
+            return self._instance_call(made, own) if made is not None and not objects.is_model(own) else None
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "super":
             if frame.owner is None or not frame.selves:
                 return None
             name = next(iter(frame.selves))
-            return _concrete(scopes.method(frame.owner, func.attr, skip_own=True), frame.selves[name], name)
+            method = cache.method(frame.owner, func.attr, skip_own=True)
+            return Target(method, frame.selves[name], name) if method is not None else None
         written = spelled(value)
-        made = frame.unit.objects.instances.get(written) if written else None
+        made = self._instance(written, frame) if written else None
+        if made is None and written:
+            made = self._handed_instance(frame.key(value) or "", written)
         if made is not None:
-            return _concrete(scopes.method(made, func.attr), made, frame.key(value))
-        static = scopes.class_of(value, frame.scope)
+            method = cache.method(made, func.attr)
+            return Target(method, made, frame.key(value)) if method is not None else None
+        static = frame.unit.scopes.class_of(value, frame.scope)
         if static is not None:
-            return _concrete(scopes.method(static, func.attr), static, None)
+            method = cache.method(static, func.attr)
+            return Target(method, static) if method is not None else None
         return None
 
-    def _import(self, name: str) -> Function | None:
-        if name not in self._imported:
-            found = self.resolve(name) if self.resolve else None
-            self._imported[name] = _foreign(*found) if found else None
-        return self._imported[name]
+    def _instance(self, written: str, frame: Context) -> Class | None:
+        """The class of an object that this file made: a class of its own, or an imported one of the project."""
+        objects = frame.unit.objects
+        if written in objects.instances:
+            return objects.instances[written]
+        names = objects.made_by.get(written, frozenset())
+        if len(names) != 1 or WRAPPERS & set(words(last_name(written))):
+            return None
+        (name,) = names
+        if "." not in name or name.split(".")[0] in STANDARD or not name.rsplit(".", 1)[-1][:1].isupper():
+            return None
+        found = self.cache.imported(name, frame.unit.path)
+        return found if isinstance(found, Class) else None
 
-    def _enter(
-        self, call: ast.Call, frame: Context, function: Function, cls: Class | None, receiver: str | None
-    ) -> Context:
+    def _handed_instance(self, key: str, written: str) -> Class | None:
+        """A parameter, or an attribute of a built-in helper, that stands for an object the entry file made."""
+        if key == written or not key:
+            return None
+        entry = dataclasses.replace(self.context_of(None), scope=self.unit.scopes.module)
+        return self._instance(key, entry)
+
+    def _enter(self, call: ast.Call, frame: Context, target: Target) -> Context:
         """The context of a called helper: parameters stand for the caller's objects."""
-        unit = frame.unit
-        if function.path != unit.path:
-            unit = _foreign_unit(function)
-        names = dict(frame.names) if _encloses(function.scope, frame.scope) else {}
+        function = target.function
+        assert function is not None
+        unit = self.unit_of(function.path)
+        inside = _encloses(function.scope, frame.scope)
+        names = dict(frame.names) if inside else {}
         parameters = list(function.parameters)
-        selves = dict(frame.selves) if _encloses(function.scope, frame.scope) else {}
-        if function.receiver and cls is not None:
-            selves[function.receiver] = cls
-            if receiver is not None:
-                names[function.receiver] = receiver
+        selves = dict(frame.selves) if inside else {}
+        if function.receiver and target.cls is not None:
+            selves[function.receiver] = target.cls
+            if target.receiver is not None:
+                names[function.receiver] = target.receiver
                 parameters = parameters[1:]
         for parameter in function.parameters:
             if parameter != function.receiver:
                 names.pop(parameter, None)
-        given = [*zip(parameters, call.args, strict=False), *((k.arg, k.value) for k in call.keywords if k.arg)]
-        for parameter, argument in given:
+        positional = (*target.arguments, *call.args)
+        keywords = ((k.arg, k.value) for k in (*target.keywords, *call.keywords) if k.arg)
+        for parameter, argument in (*zip(parameters, positional, strict=False), *keywords):
             key = frame.key(argument)
             if key is not None and not isinstance(argument, ast.Starred):
                 names[parameter] = key
@@ -314,22 +428,9 @@ def _encloses(inner: Scope, outer: Scope) -> bool:
     return False
 
 
-def _foreign(node: FunctionNode, path: str) -> Function | None:
-    scopes = read_scopes(ast.Module([node], []), path)
-    return scopes.functions[0] if scopes.functions else None
-
-
-def _foreign_unit(function: Function) -> Unit:
-    return read_unit(read_scopes(ast.Module([function.node], []), function.path), Lines(""))
-
-
-def _concrete(
-    function: Function | None, cls: Class | None, receiver: str | None
-) -> tuple[Function, Class | None, str | None] | None:
-    """A function with a body worth reading; an abstract one is as good as unknown."""
+def _worth_reading(function: Function | None) -> bool:
+    """Whether a function has a body worth reading; an abstract one is as good as unknown."""
     if function is None:
-        return None
+        return True
     body = [s for s in function.node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    if not body or all(isinstance(s, (ast.Pass, ast.Raise)) for s in body):
-        return None
-    return function, cls, receiver
+    return bool(body) and not all(isinstance(s, (ast.Pass, ast.Raise)) for s in body)

@@ -81,6 +81,7 @@ class Class:
     scope: Scope
     outer: Scope
     methods: dict[str, Function]
+    path: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -93,20 +94,13 @@ class Scopes:
     functions: tuple[Function, ...]
     classes: tuple[Class, ...]
 
-    def bases(self, cls: Class) -> Iterator[Class]:
-        """The class and its bases in this file, nearest first."""
-        seen: set[str] = set()
-        work = [cls]
-        while work:
-            current = work.pop(0)
-            if current.qualname in seen:
-                continue
-            seen.add(current.qualname)
-            yield current
-            for base in current.node.bases:
-                found = self.class_of(base, current.outer)
-                if found is not None:
-                    work.append(found)
+    def function_of(self, node: FunctionNode) -> Function | None:
+        """The function that a definition of this file makes."""
+        return next((f for f in self.functions if f.node is node), None)
+
+    def class_with(self, node: ast.ClassDef) -> Class | None:
+        """The class that a definition of this file makes."""
+        return next((c for c in self.classes if c.node is node), None)
 
     def class_of(self, expr: ast.expr, scope: Scope) -> Class | None:
         """The class of this file that a name or ``Outer.Inner`` means."""
@@ -119,21 +113,6 @@ class Scopes:
                 classes = outer.scope.names[expr.attr].classes
                 return classes[-1] if classes else None
         return None
-
-    def method(self, cls: Class, name: str, skip_own: bool = False) -> Function | None:
-        """The method a call on an instance of ``cls`` reaches, as far as this file tells."""
-        for index, base in enumerate(self.bases(cls)):
-            if name in base.methods and not (skip_own and index == 0):
-                return base.methods[name]
-        return None
-
-    def base_names(self, cls: Class) -> set[str]:
-        """The dotted names of all bases, of this file or not (``torch.nn.Module``)."""
-        names = set()
-        for base in self.bases(cls):
-            for expr in base.node.bases:
-                names.add(self.dotted(expr, base.outer) or spelled(expr) or "")
-        return names
 
     def dotted(self, expr: ast.expr, scope: Scope) -> str | None:
         """The imported thing an expression means, ``torch.nn.utils.clip_grad_norm_``; None if it is not imported."""
@@ -224,7 +203,7 @@ class _Reader:
     def class_(self, node: ast.ClassDef, scope: Scope) -> Scope:
         qualname = _qualname(scope, node.name)
         inner = Scope(node, scope, qualname, {})
-        cls = Class(node, qualname, inner, scope, {})
+        cls = Class(node, qualname, inner, scope, {}, self.path)
         self.bind(scope, node.name).classes.append(cls)
         self.classes.append(cls)
         self.owners[id(inner)] = cls

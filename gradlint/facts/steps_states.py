@@ -3,49 +3,89 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
-from gradlint.facts.cfg import Graph, Node, solve
+from gradlint.facts.cfg import Graph, Guard, Node, solve
 from gradlint.facts.steps import Region, StepFacts
-from gradlint.facts.steps_events import Event, Frame
+from gradlint.facts.steps_context import Context
+from gradlint.facts.steps_events import Event, Frame, Kind
+from gradlint.facts.steps_words import words
 from gradlint.rule import Location
 
-Gradient = Literal["unknown", "cleared", "fresh", "scaled", "unscaled", "clipped", "consumed"]
+S = TypeVar("S", bound=Hashable)
+
+MAX_TRACKED = 8
+"""So many conditions are followed at once, those that are tested most often; the others may go either way each time."""
+
+Phase = Literal[
+    "unknown", "none", "cleared", "dropped", "fresh", "scaled", "unscaled", "clipped", "scaled-clipped", "consumed"
+]
+"""What the gradients are: ``none`` before any backward, ``dropped`` where a backward was cleared before a step,
+``consumed`` after the step."""
 
 
-def gradient_states(
-    facts: StepFacts, region: Region, step: Event, start: frozenset[Gradient] = frozenset({"unknown"})
-) -> dict[int, frozenset[Gradient]]:
-    """The possible states, before each node of the region, of the gradients that ``step`` consumes.
+# -- paths
 
-    A path brings exactly one state; where paths meet, the sets are united, to a fixed point through loops.
+
+def follow(
+    graph: Graph[Event], start: Mapping[int, frozenset[S]], transfer: Callable[[Node[Event], S], S | None]
+) -> dict[int, frozenset[S]]:
+    """The possible states before each node, to a fixed point, path by path.
+
+    ``transfer`` gives the state after a node for one before it; None ends the path. A condition that is tested again
+    goes the same way as before, until a name in it is bound anew or the turn of a loop ends.
     """
+    tracked = _tracked(graph)
+    names = {guard.key: guard.names for node in graph.nodes for guard in node.guards}
 
-    def transfer(node: Node[Event], states: frozenset[Gradient]) -> frozenset[Gradient]:
-        if node.event is None:
-            return states
-        event = node.event
-        return frozenset(after_event(facts, event, step, state) for state in states)
+    def step(
+        node: Node[Event], states: frozenset[tuple[S, frozenset[tuple[str, bool]]]]
+    ) -> frozenset[tuple[S, frozenset[tuple[str, bool]]]] | None:
+        after = set()
+        for state, known in states:
+            new = transfer(node, state)
+            if new is None:
+                continue
+            if node.label == "assume":
+                told = {(guard.key, guard.truth) for guard in node.guards if guard.key in tracked}
+                if any((key, not truth) in known for key, truth in told):
+                    continue
+                known = known | told
+            elif node.label == "bind":
+                known = frozenset((key, truth) for key, truth in known if not names[key] & node.bound)
+            elif node.label == "turn":
+                known = frozenset()
+            after.add((new, known))
+        return frozenset(after) or None
 
-    return solve(region.graph, {region.graph.entry: start}, transfer, frozenset.union)
+    begin = {index: frozenset((state, frozenset[tuple[str, bool]]()) for state in found) for index, found in start.items()}
+    before = solve(graph, begin, step, frozenset.union)
+    return {index: frozenset(state for state, _ in found) for index, found in before.items()}
 
 
-def after_event(facts: StepFacts, event: Event, step: Event, state: Gradient) -> Gradient:
-    """The state after one event of the gradients that ``step`` consumes."""
-    if event.kind == "backward":
-        return "scaled" if event.scaler else "fresh"
-    if event.kind == "unknown":
-        return "unknown" if event.doubt == "strong" else state
-    if event.kind not in {"clip", "unscale", "step", "zero_grad"} or facts.paired(event, step) is False:
-        return state
-    if event.kind == "zero_grad":
-        return "cleared"
-    if event.kind == "step":
-        return "consumed"
-    if event.kind == "unscale":
-        return "unscaled" if state == "scaled" else state
-    return "clipped" if state in {"fresh", "unscaled"} else state
+def _tracked(graph: Graph[Event]) -> frozenset[str]:
+    """The conditions that more than one test asks."""
+    count = Counter((guard.key, guard.truth) for node in graph.nodes for guard in node.guards)
+    asked = Counter({key: max(count[key, True], count[key, False]) for key, _ in count})
+    return frozenset(key for key, times in asked.most_common(MAX_TRACKED) if times > 1)
+
+
+def guards_held(graph: Graph[Event]) -> dict[int, frozenset[Guard]]:
+    """The conditions that hold before each node on every path from the entry."""
+
+    def transfer(node: Node[Event], held: frozenset[Guard]) -> frozenset[Guard]:
+        if node.label == "assume":
+            return held | frozenset(node.guards)
+        if node.label == "bind":
+            return frozenset(guard for guard in held if not guard.names & node.bound)
+        return held
+
+    return solve(graph, {graph.entry: frozenset()}, transfer, frozenset.intersection)
+
+
+# -- iterations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +97,143 @@ class Turn:
     graph: Graph[Event]
     loop: int | None
 
+    def holds(self, index: int) -> bool:
+        """Whether a node belongs to the iteration."""
+        return self.loop is None or self.loop in self.graph.nodes[index].loops
 
-def turn_of(region: Region, index: int) -> Turn | None:
+    def events(self, *kinds: Kind) -> Iterator[tuple[int, Event]]:
+        """The nodes and events of the iteration, of these kinds if any are given."""
+        for index, event in self.region.events:
+            if self.holds(index) and (not kinds or event.kind in kinds):
+                yield index, event
+
+    def frames(self, events: Sequence[Event]) -> tuple[Frame, ...]:
+        """The functions, outermost first, on the way to the loop; without one, to where all the events happen."""
+        if self.loop is not None:
+            context = self.graph.frames[self.loop]
+            assert isinstance(context, Context)
+            return context.frames
+        shared = events[0].frames
+        for event in events:
+            same = 0
+            while same < min(len(shared), len(event.frames)) and shared[same] == event.frames[same]:
+                same += 1
+            shared = shared[:same]
+        return shared
+
+    def own_guards(self, event: Event) -> frozenset[Guard]:
+        """The conditions that hold wherever an event of the iteration happens."""
+        held = guards_held(self.graph)
+        found = [held.get(index, frozenset()) for index, other in self.events(event.kind) if other == event]
+        return found[0].intersection(*found[1:]) if found else frozenset()
+
+    def ends(self) -> frozenset[int]:
+        """The nodes from which the iteration is left or begins again."""
+        return frozenset(
+            index
+            for index, node in enumerate(self.graph.nodes)
+            if (node.label == "turn" and node.loops[-1:] == ((self.loop,) if self.loop is not None else ()))
+            or (self.loop is None and index == self.graph.exit)
+        )
+
+
+def turn_of(region: Region, index: int, kinds: frozenset[str] = frozenset({"backward", "step"})) -> Turn | None:
     """The iteration an event belongs to; None where the region has no backward or no step."""
     loops: Sequence[int | None] = (*reversed(region.graph.nodes[index].loops), None)
     for loop in loops:
-        kinds = {event.kind for node, event in region.events if loop is None or loop in region.graph.nodes[node].loops}
-        if {"backward", "step"} <= kinds:
+        found = {event.kind for node, event in region.events if loop is None or loop in region.graph.nodes[node].loops}
+        if kinds <= found:
             return Turn(region, region.graph.turn_of(loop), loop)
     return None
+
+
+# -- the gradients of one optimizer
+
+
+State = tuple[Phase, frozenset[str]]
+"""The phase, and the names of losses that were scaled and not yet propagated."""
+
+
+def phases(
+    facts: StepFacts, graph: Graph[Event], subject: Event, start: Phase = "unknown", entry: int | None = None
+) -> dict[int, frozenset[Phase]]:
+    """The possible phases, before each node, of the gradients that ``subject`` concerns.
+
+    ``subject`` is a step, or a clip. ``graph`` is one iteration, or a whole region with its loops.
+    """
+    alone = _alone(graph, subject)
+
+    def transfer(node: Node[Event], state: State) -> State | None:
+        return state if node.event is None else _after(facts, node.event, subject, state, alone)
+
+    first = graph.entry if entry is None else entry
+    before = follow(graph, {first: frozenset({(start, frozenset[str]())})}, transfer)
+    return {index: frozenset(phase for phase, _ in found) for index, found in before.items()}
+
+
+def _after(facts: StepFacts, event: Event, subject: Event, state: State, alone: bool) -> State:
+    phase, scaled = state
+    if event.kind == "scale":
+        return phase, scaled | {event.object}
+    if event.kind == "backward":
+        return ("scaled" if event.scaler or event.object in scaled else "fresh"), scaled - {event.object}
+    if event.kind == "unknown":
+        return ("unknown" if event.doubt == "strong" else phase), scaled
+    if event.kind == "make":
+        mine = event.object == subject.object or event.object in subject.roots
+        return ("none" if mine and phase == "unknown" else phase), scaled
+    if event.kind == "zero_grad":
+        sure = clears(facts, event, subject, alone)
+        if sure is None:
+            return "unknown", scaled
+        return (_cleared(phase) if sure else phase), scaled
+    if event.kind not in {"clip", "unscale", "step"} or facts.related(event, subject) is False:
+        return state
+    if event.kind == "step":
+        return "consumed", scaled
+    if event.kind == "unscale":
+        return ("unscaled" if phase == "scaled" else phase), scaled
+    if phase == "scaled" and not event.wrapper:
+        return "scaled-clipped", scaled
+    return ("clipped" if phase in {"fresh", "unscaled", "scaled"} else phase), scaled
+
+
+def _cleared(phase: Phase) -> Phase:
+    lost = {"fresh", "scaled", "unscaled", "clipped", "scaled-clipped", "dropped"}
+    return "dropped" if phase in lost else "cleared"
+
+
+def _alone(graph: Graph[Event], subject: Event) -> bool:
+    """Whether the steps of a graph are all of one optimizer."""
+    stepped = {node.event.object for node in graph.nodes if node.event is not None and node.event.kind == "step"}
+    return len(stepped) <= 1
+
+
+_GENERIC = frozenset({"model", "net", "network", "module", "self", "param", "params", "parameters", "unwrapped"})
+
+
+def clears(facts: StepFacts, event: Event, subject: Event, alone: bool) -> bool | None:
+    """Whether a ``zero_grad`` clears the gradients of ``subject``; None where the text does not tell.
+
+    ``alone``: there is but one optimizer. Its own model is then whatever has no name of its own.
+    """
+    known = facts.related(event, subject)
+    if known is None and subject.kind == "clip" and subject.roots and subject.roots <= event.roots:
+        return True
+    if known is not None or not alone:
+        return known
+    if facts.objects is not None and facts.objects.is_optimizer(event.object):
+        return True
+    named = {word for root in event.roots or {event.object} for word in words(root)}
+    return True if named <= _GENERIC else None
+
+
+def stepped_by(facts: StepFacts, event: Event, steps: Iterable[Event]) -> list[Event]:
+    """The steps that may be of the parameters an event concerns."""
+    return [step for step in steps if facts.related(event, step) is not False]
+
+
+# -- places
 
 
 def common_frame(events: Sequence[Event], path: str) -> tuple[Frame, int]:

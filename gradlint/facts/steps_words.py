@@ -69,6 +69,8 @@ TRAINING_OWNERS = _set(
     """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
     opt"""
 )
+WRAPPERS = _set("accelerator fabric engine strategy plugin booster")
+"""Training frameworks whose objects have a ``backward``, a clip or a ``step`` of their own."""
 STANDARD = frozenset(sys.stdlib_module_names) | _set(
     """torch numpy np tqdm wandb einops scipy pandas matplotlib sklearn cv2 PIL tensorboardX torchvision torchaudio
     yaml omegaconf hydra rich loguru absl cupy"""

@@ -16,7 +16,7 @@ from gradlint.facts.models import arguments
 from gradlint.facts.vanishing import MIN_DEPTH
 from gradlint.probe.policy import vet
 from gradlint.probe.slicing import Slice, slice_for, slice_step
-from gradlint.rule import Candidate, ModelExperiment, StepExperiment
+from gradlint.rule import Candidate, ModelExperiment, SourceEdit, StepExperiment
 
 Shape = Sequence[int]
 
@@ -86,14 +86,16 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
     refused = _refused(part, experiment.region)
     if refused is not None:
         return refused
-    edited = None
+    edited: dict[str, Any] | None = None
     if experiment.edit is not None:
         other = index.with_text(experiment.path, experiment.edit.new_text)
         after = slice_step(other, experiment.path, experiment.region)
         source = next((m["source"] for m in after.modules if m["name"] == after.entry), None)
         if source is not None:
             edited = {"source": source, "lines": list(experiment.edited_lines)}
-    body = {
+            if experiment.iterators:
+                edited["iterators"] = [list(_placed(experiment.edit, *place)) for place in experiment.iterators]
+    body: dict[str, Any] = {
         "modules": [dict(m) for m in part.modules],
         "entry": part.entry,
         "region": experiment.region,
@@ -102,7 +104,16 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
         "edited": edited,
         "controls": {},
     }
+    if experiment.same_batch:
+        body["same_batch"] = True
+    if experiment.iterators:
+        body["iterators"] = [list(place) for place in experiment.iterators]
     return Prepared(_key("step", body), "step", body)
+
+
+def _placed(edit: SourceEdit, line: int, name: str) -> tuple[int, str]:
+    """Where a line of the text went in the edited one."""
+    return next((new for new, old in sorted(edit.line_map.items()) if old == line), line), name
 
 
 def _refused(part: Slice, name: str) -> Unsliced | None:

@@ -1,0 +1,128 @@
+"""What assignments and handed-over arguments do: objects made anew, gradients written, iterators used up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+
+from gradlint.facts.steps_calls import event_of
+from gradlint.facts.steps_context import Context
+from gradlint.facts.steps_events import Event
+from gradlint.facts.steps_iterators import consumes, makes_iterator
+from gradlint.facts.steps_objects import pairs, roots
+from gradlint.facts.steps_scopes import own_nodes, spelled
+from gradlint.facts.steps_words import OPTIMIZER_CLASSES, TORCH_CLIPS, callee
+
+
+def assigned_events(
+    node: ast.Assign | ast.AnnAssign, target: ast.expr, value: ast.expr, frame: Context
+) -> Iterator[Event]:
+    """The events of ``target = value``, tuples taken apart."""
+    for one, given in pairs(target, value):
+        if isinstance(one, ast.Attribute) and one.attr == "grad":
+            yield _gradient(node, one, given, frame)
+            continue
+        yield from _scaled(node, one, given, frame)
+        yield from _made(node, one, given, frame)
+        yield from _iterator(node, one, given, frame)
+
+
+def _gradient(node: ast.Assign | ast.AnnAssign, target: ast.Attribute, value: ast.expr, frame: Context) -> Event:
+    owner = frame.key(target.value) or ""
+    if isinstance(value, ast.Constant) and value.value is None:
+        return event_of("zero_grad", node, frame, "grad = None", owner)
+    return event_of("unknown", node, frame, "grad =", owner, doubt="strong")
+
+
+def _scaled(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context) -> Iterator[Event]:
+    """``loss = scaler.scale(loss)``."""
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "scale":
+        key, owner = frame.key(target), frame.key(value.func.value)
+        if key and owner and value.args and frame.unit.objects.is_scaler(owner):
+            yield event_of("scale", node, frame, "scale", key, scaler=owner)
+
+
+def _made(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context) -> Iterator[Event]:
+    """A model or an optimizer from a constructor that is not given the old one."""
+    if not isinstance(value, ast.Call):
+        return
+    key = frame.key(target)
+    objects = frame.unit.objects
+    if not key or not (objects.is_optimizer(key) or objects.is_model(key)):
+        return
+    if not any(frame.key(n) == key for n in ast.walk(value) if isinstance(n, (ast.Name, ast.Attribute))):
+        yield event_of("make", node, frame, "make", key)
+
+
+def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context) -> Iterator[Event]:
+    written = spelled(target)
+    if written is None or written not in frame.unit.iterators:
+        return
+    key = frame.key(target) or written
+    if makes_iterator(value, frame.unit.scopes, frame.scope):
+        found = roots(value, frame.key, frame.scope, frame.unit.objects)
+        where = frame.unit.lines.location(value)
+        yield event_of("iterator", node, frame, written, key, roots=found or frozenset({key}), value=where)
+    else:
+        yield event_of("iterator", node, frame, written, key)
+
+
+def handed_over(call: ast.Call, frame: Context, name: str | None = None) -> Iterator[Event]:
+    """Iterators among the arguments of a call: used up by one that is known to, else out of sight."""
+    if not frame.unit.iterators:
+        return
+    optimizer = _makes_optimizer(call, name)
+    clips = callee(call, name) in TORCH_CLIPS
+    nested = optimizer or consumes(call, name)
+    for argument in (*call.args, *(k.value for k in call.keywords)):
+        inner = argument.value if isinstance(argument, ast.Starred) else argument
+        if _tracked(inner, frame):
+            if nested or clips or isinstance(argument, ast.Starred):
+                yield _consumed(inner, call, frame, callee(call, name), optimizer)
+            elif not _harmless(call):
+                yield event_of("iterator", call, frame, "", frame.key(inner) or "")
+        elif optimizer:
+            for node in ast.walk(inner):
+                if isinstance(node, (ast.Name, ast.Attribute)) and _tracked(node, frame):
+                    yield _consumed(node, call, frame, callee(call, name), optimizer)
+
+
+def consumed(sources: Iterable[ast.expr], node: ast.AST, frame: Context, name: str) -> Iterator[Event]:
+    """The iterators that a loop or a comprehension runs through."""
+    if not frame.unit.iterators:
+        return
+    for source in sources:
+        if _tracked(source, frame):
+            yield _consumed(source, source, frame, name, False)
+
+
+def given_away(node: ast.AST, frame: Context) -> Iterator[Event]:
+    """Iterators that are stored elsewhere, returned or wrapped: what happens to them then is out of sight."""
+    if isinstance(node, (ast.Assign, ast.AnnAssign, ast.Return)) and node.value is not None:
+        value = node.value
+        if isinstance(value, ast.Call):
+            return
+        for inner in own_nodes([ast.Expr(value)]):
+            if isinstance(inner, (ast.Name, ast.Attribute)) and _tracked(inner, frame):
+                yield event_of("iterator", node, frame, "", frame.key(inner) or "")
+
+
+def _tracked(expr: ast.expr, frame: Context) -> bool:
+    if not isinstance(expr, (ast.Name, ast.Attribute)):
+        return False
+    if (spelled(expr) or "") in frame.unit.iterators:
+        return True
+    key = frame.key(expr)
+    return key is not None and key in frame.unit.iterators
+
+
+def _consumed(expr: ast.expr, node: ast.expr, frame: Context, name: str, raises: bool) -> Event:
+    return event_of("consume", node, frame, name, frame.key(expr) or "", raises=raises)
+
+
+def _makes_optimizer(call: ast.Call, name: str | None) -> bool:
+    return (name or "").startswith("torch.optim.") or callee(call, name) in OPTIMIZER_CLASSES
+
+
+def _harmless(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id in {"print", "id", "type", "isinstance", "repr"}

@@ -1,0 +1,104 @@
+"""Iterators of parameters: where a name is bound to one, and which calls use it up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from gradlint.facts.steps_scopes import Scope, Scopes, own_nodes, spelled
+from gradlint.facts.steps_words import PARAMETER_WORDS, words
+
+_LAZY_BUILTINS = frozenset({"filter", "map", "iter", "zip", "reversed"})
+_LAZY_TOOLS = frozenset({"chain", "from_iterable", "islice", "filterfalse", "takewhile", "dropwhile"})
+_LISTING = frozenset({"parameters", "named_parameters"})
+_EAGER = frozenset({"list", "tuple", "set", "frozenset", "sum", "sorted", "max", "min", "dict"})
+_EAGER_TORCH = frozenset({"parameters_to_vector", "vector_to_parameters"})
+
+
+def iterator_names(scopes: Scopes) -> frozenset[str]:
+    """The names and attributes of a file that some statement binds to an iterator of parameters."""
+    found: set[str] = set()
+    bodies: list[Scope] = [scopes.module, *(f.scope for f in scopes.functions)]
+    for scope in bodies:
+        for node in own_nodes(scope.node.body):
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+                if not makes_iterator(node.value, scopes, scope):
+                    continue
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    key = spelled(target)
+                    if key:
+                        found.add(key)
+    return frozenset(found)
+
+
+def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope) -> bool:
+    """Whether an expression gives an iterator over parameters that can be run through once."""
+    if not _of_parameters(value):
+        return False
+    if isinstance(value, ast.GeneratorExp):
+        return True
+    if not isinstance(value, ast.Call):
+        return False
+    if isinstance(value.func, ast.Attribute) and value.func.attr in _LISTING:
+        return not value.args and not _own_listing(value.func, scopes, scope)
+    if isinstance(value.func, ast.Name):
+        binding = scope.lookup(value.func.id)
+        if binding is None and value.func.id in _LAZY_BUILTINS:
+            return True
+    name = scopes.dotted(value.func, scope) or ""
+    return name.startswith("itertools.") and name.rsplit(".", 1)[-1] in _LAZY_TOOLS
+
+
+def _own_listing(func: ast.Attribute, scopes: Scopes, scope: Scope) -> bool:
+    """Whether ``x.parameters()`` may be a method of the project's own, which may return a list."""
+    named = [f for f in scopes.functions if f.node.name == func.attr and f.owner is not None]
+    if named:
+        return True
+    return isinstance(func.value, ast.Call) and isinstance(func.value.func, ast.Name) and func.value.func.id == "super"
+
+
+def _of_parameters(value: ast.expr) -> bool:
+    for node in ast.walk(value):
+        if isinstance(node, ast.Attribute) and node.attr in _LISTING:
+            return True
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and PARAMETER_WORDS & set(words(node.id)):
+            return True
+    return False
+
+
+def consumes(call: ast.Call, name: str | None) -> bool:
+    """Whether a call runs through the iterators among its arguments (optimizers and clips apart)."""
+    if isinstance(call.func, ast.Name) and name is None:
+        return call.func.id in _EAGER
+    return name is not None and name.rsplit(".", 1)[-1] in _EAGER_TORCH and name.startswith("torch.")
+
+
+def loops_over(node: ast.AST) -> Iterator[ast.expr]:
+    """What the comprehensions of an expression run over, where they are run through at once.
+
+    A generator expression counts as such only as the sole argument of a call that runs through it.
+    """
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.ListComp, ast.SetComp, ast.DictComp)):
+            yield from (_source(g.iter) for g in inner.generators)
+        elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in _EAGER:
+            for argument in inner.args:
+                if isinstance(argument, ast.GeneratorExp):
+                    yield from (_source(g.iter) for g in argument.generators)
+
+
+def _source(expr: ast.expr) -> ast.expr:
+    """What ``enumerate(params)`` runs over."""
+    while isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and expr.func.id in {"enumerate", "tqdm"}:
+        if not expr.args:
+            break
+        expr = expr.args[0]
+    return expr
+
+
+def loop_source(node: ast.For | ast.AsyncFor) -> list[ast.expr]:
+    """The iterators that a ``for`` runs through: ``for a, b in zip(p, q)`` gives both."""
+    expr = _source(node.iter)
+    if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and expr.func.id in {"zip", "filter", "map"}:
+        return [_source(argument) for argument in expr.args]
+    return [expr]

@@ -1,0 +1,123 @@
+"""From a suspected place in a training step to the candidate that a rule proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gradlint.facts import FileFacts
+from gradlint.facts.steps import Event, Frame, Kind, Region, StepFacts
+from gradlint.facts.steps_states import Turn, place_in
+from gradlint.rule import Candidate, Location, Related, SourceEdit, StepExperiment
+
+Finder = Callable[[StepFacts, Region, int, Event], "Candidate | None"]
+
+
+def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int, Event]]]:
+    """The certain events of a kind in this file, each with every region that it is built into."""
+    found: dict[Location, list[tuple[Region, int, Event]]] = {}
+    for region in (facts.steps or StepFacts()).regions:
+        for index, event in region.of_kind(kind):
+            if event.path == facts.path and not event.doubt:
+                found.setdefault(event.location, []).append((region, index, event))
+    yield from found.values()
+
+
+def proposed(facts: FileFacts, kind: Kind, find: Finder) -> Iterator[Candidate]:
+    """One candidate for each place of a kind that ``find`` suspects in every region it is built into."""
+    steps = facts.steps or StepFacts()
+    for places in own_events(facts, kind):
+        found = [find(steps, *place) for place in places]
+        if all(candidate is not None for candidate in found) and found[0] is not None:
+            yield found[0]
+
+
+def candidate(
+    code: str,
+    facts: FileFacts,
+    steps: StepFacts,
+    turn: Turn,
+    place: Event,
+    others: Sequence[Event],
+    message: str,
+    help: str,
+    *,
+    edit: SourceEdit | None = None,
+    related: Sequence[tuple[Event, str]] = (),
+    told: Mapping[str, Any] | None = None,
+    same_batch: bool = False,
+    iterators: tuple[tuple[int, str], ...] = (),
+    line: int | None = None,
+) -> Candidate:
+    """A candidate on ``place``; the experiment starts in the function that holds its iteration."""
+    frame = frame_in(turn, [place, *others], facts.path)
+    watched = place.line if line is None else line
+    lines = moved_to(edit, watched)
+    return Candidate(
+        code=code,
+        path=facts.path,
+        location=place.location,
+        symbol=symbol(steps, frame.qualname, place),
+        message=message,
+        experiment=StepExperiment(
+            facts.path, frame.qualname, (watched,), edit, lines, same_batch=same_batch, iterators=iterators
+        ),
+        help=help,
+        group=f"{facts.path}:{place.line}",
+        related=tuple(Related(e.path, e.line, text) for e, text in related),
+        facts={"line": watched, "edited_lines": list(lines), "has_edit": edit is not None, **(told or {})},
+    )
+
+
+def frame_in(turn: Turn, events: Sequence[Event], path: str) -> Frame:
+    """The innermost function of the file ``path`` that holds the iteration with all the events."""
+    frames = turn.frames(events)
+    while len(frames) > 1 and frames[-1].path != path:
+        frames = frames[:-1]
+    return frames[-1]
+
+
+def in_region(region: Region, events: Sequence[Event], path: str) -> Frame:
+    """The outermost function of the file ``path`` that leads to all the events."""
+    frames = [frame for frame in events[-1].frames if frame.path == path]
+    return frames[0] if frames else Frame(region.qualname, path, 1, None)
+
+
+def in_one_function(events: Sequence[Event], path: str) -> list[Location] | None:
+    """Where the events stand in the innermost function of the file that holds them all; None if it is elsewhere."""
+    depth = depth_of_events(events)
+    if events[0].frames[depth].path != path:
+        return None
+    return [place_in(event, depth) for event in events]
+
+
+def depth_of_events(events: Sequence[Event]) -> int:
+    """How many calls lead to the innermost function in which all the events happen."""
+    first = events[0].frames
+    depth = 1
+    while depth < len(first) and all(e.frames[depth : depth + 1] == first[depth : depth + 1] for e in events):
+        depth += 1
+    return depth - 1
+
+
+def moved_to(edit: SourceEdit | None, line: int) -> tuple[int, ...]:
+    """The lines of the edited text that stand for a line of the original."""
+    return tuple(sorted(new for new, old in edit.line_map.items() if old == line)) if edit else ()
+
+
+def symbol(steps: StepFacts, qualname: str, event: Event) -> str:
+    """The function; for module statements the class of the model, where the file shows it."""
+    if qualname:
+        return qualname
+    classes = {steps.models[root] for root in event.roots if root in steps.models}
+    return classes.pop() if len(classes) == 1 else "<module>"
+
+
+def where(event: Event, path: str) -> str:
+    """``line 12``, with the file if it is another one."""
+    return f"line {event.line}" if event.path == path else f"{event.path}:{event.line}"
+
+
+def short(event: Event) -> str:
+    """The last part of what is called: ``clip_grad_norm_``."""
+    return event.name.rsplit(".", 1)[-1]
