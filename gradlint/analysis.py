@@ -113,7 +113,7 @@ class Analyst:
             crashes.append(crash_of(path, "the model reader", error))
         try:
             if self._wants("GL1"):
-                steps = read_steps(self._source(file), self._units)
+                steps = read_steps(self._source(file, path), self._units)
         except (RecursionError, MemoryError):
             raise
         except Exception as error:
@@ -125,15 +125,16 @@ class Analyst:
         self._sources: dict[str, Source] = {}
         self._units = Units()
 
-    def _source(self, file: SourceFile) -> Source:
-        """A file as the reader of training steps takes it."""
-        if file.real not in self._sources:
+    def _source(self, file: SourceFile, path: str = "") -> Source:
+        """A file as the reader of training steps takes it; ``path`` is what it is called where it is being linted."""
+        known = self._sources.get(file.real)
+        if known is None or (path and known.path != path):
 
             def locate(name: str) -> tuple[ast.stmt, Source] | None:
                 found = self.index.locate(name, file)
                 return (found[1], self._source(found[0])) if found is not None else None
 
-            self._sources[file.real] = Source(file.path, file.text, file.tree, file.package, locate)
+            self._sources[file.real] = Source(path or file.path, file.text, file.tree, file.package, locate)
         return self._sources[file.real]
 
     def _wants(self, *prefixes: str) -> bool:

@@ -1,6 +1,7 @@
 """Edits of a source text: the difference of two texts as edits, and edits applied.
 
-The remedies themselves are made in :mod:`gradlint.move`, which needs libcst and is imported when one is made.
+The remedies themselves are made in the files ``move*.py`` and ``edit_*.py``, see :mod:`gradlint.facts.remedies`. They
+need libcst, which is imported when one is made.
 """
 
 from __future__ import annotations

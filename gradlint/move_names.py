@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gradlint.fix import lines_of
 
@@ -19,11 +19,11 @@ def reads(tree: ast.AST) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):
-            chain = _chain(node)
+            chain = dotted(node)
             if chain:
                 found.add(chain)
         elif isinstance(node, ast.AugAssign):
-            chain = _chain(node.target)
+            chain = dotted(node.target)
             if chain:
                 found.add(chain)
     return found
@@ -34,7 +34,7 @@ def binds(tree: ast.AST) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
-            chain = _chain(node.value if isinstance(node, ast.Subscript) else node)
+            chain = dotted(node.value if isinstance(node, ast.Subscript) else node)
             if chain:
                 found.add(chain)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -51,9 +51,12 @@ def covers(bound: str, read: str) -> bool:
     return read == bound or read.startswith(f"{bound}.")
 
 
-def leaves(tree: ast.AST) -> bool:
-    """Whether control may leave: return, raise, yield, exit, or a break or continue of a loop around the statements."""
-    return any(_leaves(node, False) for node in ast.iter_child_nodes(tree))
+def leaves(tree: ast.AST, jumps: bool = True) -> bool:
+    """Whether control may leave: return, raise, yield, exit, or a break or continue of a loop around the statements.
+
+    Without ``jumps`` only yield and exit count.
+    """
+    return any(_leaves(node, False, jumps) for node in ast.iter_child_nodes(tree))
 
 
 def callee(call: ast.Call) -> str:
@@ -68,7 +71,7 @@ def count(tree: ast.AST, names: set[str]) -> int:
     return sum(
         1
         for node in ast.walk(tree)
-        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load) and _chain(node) in names
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load) and dotted(node) in names
     )
 
 
@@ -86,7 +89,8 @@ def survivors(old: str, new: str, moved: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
-def _chain(expr: ast.expr) -> str | None:
+def dotted(expr: ast.expr) -> str | None:
+    """``self.model`` of the expression that says so; of ``a.b[0].c`` it is ``a.b``, and None of a call."""
     parts: list[str] = []
     while isinstance(expr, (ast.Attribute, ast.Subscript)):
         if isinstance(expr, ast.Subscript):
@@ -97,6 +101,26 @@ def _chain(expr: ast.expr) -> str | None:
     if not isinstance(expr, ast.Name):
         return None
     return ".".join([expr.id, *reversed(parts)])
+
+
+def chains(expr: ast.AST) -> Iterator[str]:
+    """The names and attribute chains in an expression, each whole; of a method that is called, its object."""
+    name = dotted(expr) if isinstance(expr, ast.expr) else None
+    if name:
+        yield name
+    elif isinstance(expr, ast.Call):
+        if isinstance(expr.func, ast.Attribute):
+            yield from chains(expr.func.value)
+        for argument in arguments(expr):
+            yield from chains(argument)
+    else:
+        for child in ast.iter_child_nodes(expr):
+            yield from chains(child)
+
+
+def arguments(call: ast.Call) -> list[ast.expr]:
+    """What a call is handed, positional arguments first."""
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
 
 
 def _comprehended(tree: ast.AST) -> set[str]:
@@ -115,14 +139,14 @@ def _comprehended(tree: ast.AST) -> set[str]:
     return inside - outside
 
 
-def _leaves(node: ast.AST, looped: bool) -> bool:
+def _leaves(node: ast.AST, looped: bool, jumps: bool) -> bool:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
         return False
-    if isinstance(node, (ast.Return, ast.Raise, ast.Yield, ast.YieldFrom)):
+    if isinstance(node, (ast.Return, ast.Raise)) and jumps:
         return True
     if isinstance(node, (ast.Break, ast.Continue)):
-        return not looped
-    if isinstance(node, ast.Call) and callee(node) in _EXITS:
+        return jumps and not looped
+    if isinstance(node, (ast.Yield, ast.YieldFrom)) or (isinstance(node, ast.Call) and callee(node) in _EXITS):
         return True
     looped = looped or isinstance(node, (ast.For, ast.AsyncFor, ast.While))
-    return any(_leaves(child, looped) for child in ast.iter_child_nodes(node))
+    return any(_leaves(child, looped, jumps) for child in ast.iter_child_nodes(node))

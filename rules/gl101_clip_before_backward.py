@@ -64,20 +64,15 @@ gradients of the iteration before is right, and is not reported either.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from gradlint.facts import FileFacts
-from gradlint.facts.cfg import Node, solve
+from gradlint.facts.cfg import Node
 from gradlint.facts.remedies import move_after
-from gradlint.facts.step_trace import TOLERANCE, ClipRun, ran_without_step, worst_run
+from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
-from gradlint.facts.steps_states import Turn, common_frame, place_in, turn_of
+from gradlint.facts.steps_states import Turn, common_frame, follow, place_in, turn_of
 from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
-
-CURE_FLOOR = 0.1
-"""A clip that leaves less than this share of its limit, where there was more, has compared it with something else."""
 
 _States = frozenset[str]
 
@@ -155,28 +150,26 @@ def _fault(steps: StepFacts, region: Region, index: int, clip: Event) -> _Course
 def _history(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _States:
     """What happened in this iteration ahead of the clip, over all paths."""
 
-    def transfer(node: Node[Event], states: _States) -> _States:
+    def transfer(node: Node[Event], state: str) -> str:
         event = node.event
         if event is None:
-            return states
+            return state
         if event.kind == "backward":
-            return frozenset({"fresh"})
+            return "fresh"
         if event.kind == "unknown":
             if event.doubt == "strong":
-                return frozenset({"strong"})
-            return frozenset("weak" if state == "start" else state for state in states)
+                return "strong"
+            return "weak" if state == "start" else state
         if _clears(steps, turn, clip, event):
-            return frozenset({"start"})
+            return "start"
         if event.kind == "step":
             other = steps.paired(clip, event) is False
-            return frozenset("other" if state == "fresh" else state for state in states) if other else _CONSUMED
-        return states
+            return ("other" if state == "fresh" else state) if other else "consumed"
+        return state
 
-    before = solve(turn.graph, {turn.graph.entry: frozenset({"start"})}, transfer, frozenset.union)
+    before = follow(turn.graph, {turn.graph.entry: frozenset({"start"})}, transfer)
     return before.get(index, frozenset())
 
-
-_CONSUMED = frozenset({"consumed"})
 
 
 def _clears(steps: StepFacts, turn: Turn, clip: Event, event: Event) -> bool:
@@ -194,22 +187,22 @@ def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | 
     """What follows the clip; None if a step, or something unknown, may come ahead of the backward, or another clip
     after it."""
 
-    def transfer(node: Node[Event], states: _States) -> _States | None:
+    def transfer(node: Node[Event], state: str) -> str | None:
         event = node.event
         if event is None:
-            return states
+            return state
         if event.kind == "backward":
-            return frozenset({"ready"})
+            return "ready"
         if _clears(steps, turn, clip, event):
-            return frozenset("cleared" if state in {"clipped", "doubtful"} else state for state in states)
+            return "cleared" if state in {"clipped", "doubtful"} else state
         if event.kind == "unknown" and event.doubt == "weak":
-            return frozenset("doubtful" if state == "clipped" else state for state in states)
-        if event.kind == "step" and states == {"ready"} and steps.paired(clip, event) is not False:
+            return "doubtful" if state == "clipped" else state
+        if event.kind == "step" and state == "ready" and steps.paired(clip, event) is not False:
             return None
-        return states
+        return state
 
     start = {target: frozenset({"clipped"}) for target in turn.graph.successors[index]}
-    before = solve(turn.graph, start, transfer, frozenset.union)
+    before = follow(turn.graph, start, transfer)
     backward, stepped = [], []
     cleared = True
     for node, states in sorted(before.items()):
@@ -309,71 +302,12 @@ def _reached(event: Event, frames: Sequence[Frame]) -> bool:
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     """Confirmed if the clip was seen to miss the gradients as written, and to clip them after the edit."""
-    if measurement.data is None:
-        return Judgement("unverified", reason=measurement.reason, kind="replay", detail=measurement.detail)
-    data = measurement.data
-    kind = "replica" if data.get("kind") == "replica" else "replay"
-    assumed = data.get("assumed", {})
-    as_written = worst_run(data.get("paths", ()), candidate.facts["line"])
-    common: dict[str, Any] = {"kind": kind, "assumed": assumed}
-    if as_written is None and kind == "replica" and ran_without_step(data.get("paths", ()), candidate.facts["line"]):
-        return Judgement("refuted", detail="no step of its iteration follows the clip", **common)
-    if as_written is None:
-        detail = "in the replay no step followed on the parameters that it clips"
-        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
-    if kind == "replay" and as_written.at_step == 0.0:
-        # The backward that was seen is that of other parameters: the clip's own may be in code that was not.
-        detail = "no backward that was seen reaches the parameters that it clips"
-        return Judgement("refuted", detail=detail, **common)
-    measured = _measured(as_written)
-    common |= {"measured": measured, "threshold": {"norm_at_step": _short(TOLERANCE * as_written.limit)}}
-    if not as_written.early or not as_written.missed:
-        return Judgement("refuted", detail="the gradients were clipped when they reached the step", **common)
-    lines = [int(line) for line in candidate.facts["edited_lines"]]
-    found = [worst_run(data.get("edited_paths", ()), line) for line in lines]
-    after = [one for one in found if one is not None]
-    if not lines:
-        detail = "the fault was measured, but gradlint could not write the remedy itself"
-        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
-    if not after:
-        return Judgement("unverified", reason="not-sliced", detail="the moved clip did not run in the replay", **common)
-    worst = max(after, key=lambda one: one.at_step)
-    after_remedy = {"norm_at_step": _short(worst.at_step)}
-    if worst.missed:
-        detail = "moving the clip did not help: something else keeps it from acting"
-        return Judgement("refuted", after_remedy=after_remedy, detail=detail, **common)
-    if as_written.error is None and worst.at_step < CURE_FLOOR * min(as_written.limit, as_written.at_step):
-        detail = "after the move the clip acts on gradients of another scale: their scaler has to unscale them first"
-        return Judgement("unverified", reason="not-sliced", after_remedy=after_remedy, detail=detail, **common)
-    return Judgement("confirmed", after_remedy=after_remedy, message=_story(candidate, as_written), **common)
-
-
-def _measured(run: ClipRun) -> dict[str, Any]:
-    numbers: dict[str, Any] = {
-        "clip_saw": _short(run.saw),
-        "clip_returned": None if run.returned is None else _short(run.returned),
-        "norm_at_step": None if run.error and math.isinf(run.at_step) else _short(run.at_step),
-        "max_norm": run.limit,
-        "norm_type": run.norm_type,
-        "iterations": run.iterations,
-    }
-    return numbers | ({"error": run.error} if run.error else {})
-
-
-def _short(number: float) -> float:
-    """Six digits: the rest is float32 noise."""
-    return float(f"{number:.6g}")
-
-
-def _story(candidate: Candidate, run: ClipRun) -> str:
-    """The candidate's message, with what the clip acts on instead and the branch on which the fault was seen."""
-    if run.error:
-        return f"{candidate.message}; the call raises {run.error}"
-    if not run.guards:
-        stale = run.saw > 0.0
-        return f"{candidate.message}; what it clips is the previous iteration's" if stale else candidate.message
-    branches = ", ".join(f"{line} {'true' if taken else 'false'}" for line, taken in run.guards.items())
-    return f"{candidate.message} (seen with the conditions on lines: {branches})"
+    judgement = clip_judgement(candidate, measurement, early_run)
+    stale = judgement.measured.get("clip_saw", 0.0) > 0.0 and "error" not in judgement.measured
+    if judgement.verdict == "confirmed" and judgement.message == candidate.message and stale:
+        message = f"{candidate.message}; what it clips is the previous iteration's"
+        return dataclasses.replace(judgement, message=message)
+    return judgement
 
 
 RULE = Rule(

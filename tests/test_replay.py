@@ -426,3 +426,138 @@ for step in range(50):
     path = replay.run(source, "", [13])["paths"][0]
     assert path["troubles"] == []
     assert [e["norm"] for e in of_kind(path, "step")] == pytest.approx([3**0.5, 1.0, 1.0])
+
+
+def test_a_clip_after_the_step_is_known_to_the_steps_before_it(replay: Replay) -> None:
+    source = """
+import torch
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(2, 3)).mean().backward()
+optimizer.step()
+torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+"""
+    (path,) = replay.run(source, "", [7])["paths"]
+    (step,) = of_kind(path, "step")
+    assert step["norms"] == {"7": pytest.approx(5.0, rel=1e-4)}
+    (clip,) = of_kind(path, "clip")
+    assert clip["saw"] == pytest.approx(5.0, rel=1e-4)
+
+
+PILED = """
+import torch
+def train(loader):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    data = [(torch.randn(4, 3), torch.randn(4, 1)) for _ in range(10)]
+    for step, (x, y) in enumerate(data):
+        loss = ((model(torch.dropout(x, 0.5, True)) - y) ** 2).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+"""
+
+
+def test_one_batch_piles_up_without_clearing_and_stays_with_it(replay: Replay) -> None:
+    path = replay.run(PILED, "train", [9], same_batch=True)["paths"][0]
+    sizes = [e["norm_unscaled"] for e in of_kind(path, "step")]
+    assert sizes == pytest.approx([sizes[0], 2 * sizes[0], 3 * sizes[0]], rel=1e-5)
+    stale = [e["stale"] for e in of_kind(path, "backward")]
+    assert stale == pytest.approx([0.0, sizes[0], 2 * sizes[0]], rel=1e-5)
+    assert [e["contributed"] for e in of_kind(path, "backward")] == pytest.approx([sizes[0]] * 3, rel=1e-5)
+    assert [e["delta"] for e in of_kind(path, "step")] == [0.0] * 3
+    right = PILED.replace("        loss.backward()", "        optimizer.zero_grad(); loss.backward()")
+    path = replay.run(right, "train", [9], same_batch=True)["paths"][0]
+    assert [e["norm_unscaled"] for e in of_kind(path, "step")] == pytest.approx([sizes[0]] * 3, rel=1e-5)
+    assert [e["stale"] for e in of_kind(path, "backward")] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("counting", "guard"),
+    [
+        ("", "(i + 1) % args.accum == 0"),
+        ("n += 1", "n == args.accum"),
+        ("self.seen += 1", "self.seen % args.accumulation_steps == 0"),
+    ],
+)
+@pytest.mark.parametrize("discards", [True, False])
+def test_what_an_accumulation_keeps_of_its_gradients(replay: Replay, counting: str, guard: str, discards: bool) -> None:
+    source = f"""
+import torch
+def train(self, model, loader, optimizer, args):
+    n = 0
+    for i, x in enumerate(loader):
+        {"optimizer.zero_grad()" if discards else "pass"}
+        (model(x).mean() / args.accum).backward()
+        {counting or "pass"}
+        if {guard}:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            n = 0
+"""
+    answer = replay.run(source, "train", [7], same_batch=True)
+    steps = of_kind(answer["paths"][0], "step")
+    assert [e["contributions"] for e in steps] == [4, 4, 4]
+    kept = [e["kept"] / e["accumulated"] for e in steps]
+    assert kept == pytest.approx([0.25 if discards else 1.0] * 3, rel=1e-5)
+
+
+def test_the_norm_ahead_of_a_clip_is_what_a_step_kept(replay: Replay) -> None:
+    source = """
+import torch
+def train(model, loader, optimizer):
+    for x in loader:
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+"""
+    steps = of_kind(replay.run(source, "train", [7])["paths"][0], "step")
+    assert [e["norm"] for e in steps] == pytest.approx([1.0] * 3, rel=1e-4)
+    assert [e["kept"] for e in steps] == pytest.approx([10.0] * 3, rel=1e-4)
+    assert [e["accumulated"] for e in steps] == pytest.approx([10.0] * 3, rel=1e-4)
+
+
+def test_consumers_of_a_watched_iterator(replay: Replay) -> None:
+    source = """
+import torch
+class Trainer:
+    def __init__(self, model):
+        self.model = model
+        self.params = (p for p in model.parameters() if p.requires_grad)
+        print(sum(p.numel() for p in self.params))
+        self.optimizer = torch.optim.SGD(self.params, lr=0.1)
+    def fit(self, loader):
+        for x in loader:
+            self.optimizer.zero_grad()
+            self.model(x).mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            self.optimizer.step()
+"""
+    path = replay.run(source, "Trainer.fit", [7], iterators=[[6, "self.params"]])["paths"][0]
+    first, second, *clips = of_kind(path, "consume")
+    assert (first["line"], first["yielded"], first["first"], first["by"]) == (7, 4, True, "other")
+    assert (second["line"], second["yielded"], second["first"], second["by"]) == (8, 0, False, "optimizer")
+    assert second["error"] == "ValueError: optimizer got an empty parameter list"
+    assert {(e["line"], e["yielded"], e["by"]) for e in clips} == {(13, 0, "clip")}
+    assert all(e["exhausted"] for e in of_kind(path, "clip"))
+    assert len(of_kind(path, "step")) == 3
+    listed = source.replace("(p for p in model.parameters() if p.requires_grad)", "list(model.parameters())")
+    path = replay.run(listed, "Trainer.fit", [7], iterators=[[6, "self.params"]])["paths"][0]
+    assert {(e["line"], e["yielded"]) for e in of_kind(path, "consume")} == {(7, 4), (8, 4), (13, 4)}
+
+
+def test_gradients_that_the_program_writes_are_fresh(replay: Replay) -> None:
+    source = """
+import torch
+def outer(model, optimizer, tasks):
+    for task in tasks:
+        grads = torch.autograd.grad(model(task).mean(), list(model.parameters()))
+        optimizer.zero_grad()
+        for p, g in zip(model.parameters(), grads):
+            p.grad = g.detach() if g is not None else None
+        optimizer.step()
+"""
+    steps = of_kind(replay.run(source, "outer", [9])["paths"][0], "step")
+    assert [(e["fresh"], e["by_hand"]) for e in steps] == [(True, True)] * 3

@@ -212,6 +212,9 @@ def reaching(source: str) -> set[str]:
         def read(self, node: ast.expr | ast.stmt, frame: None, room: bool) -> list[str]:
             return [n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
 
+        def truth(self, test: ast.expr, frame: None) -> bool | None:
+            return None
+
         def guards(self, test: ast.expr, truth: bool, frame: None) -> list[Guard]:
             return []
 
@@ -264,7 +267,7 @@ def test_gradient_states_through_a_loop() -> None:
     where = {e.kind: index for index, e in region.events}
     step = next(e for _, e in region.of_kind("step"))
     states = phases(steps, region.graph, step)
-    assert states[where["backward"]] == {"unknown", "consumed", "cleared"}
+    assert states[where["backward"]] == {"unknown", "consumed", "spent"}
     assert states[where["unscale"]] == {"scaled"}
     assert states[where["step"]] == {"scaled", "clipped"}
     turn = turn_of(region, where["clip"])

@@ -61,6 +61,10 @@ class Reader(Protocol[E_co, F]):
         """The items of ``node`` in the order they run; without ``room`` no more splices."""
         ...
 
+    def truth(self, test: ast.expr, frame: F) -> bool | None:
+        """Whether something outside of the text of ``test`` decides it."""
+        ...
+
     def guards(self, test: ast.expr, truth: bool, frame: F) -> Sequence[Guard]:
         """What holds where ``test`` came out as ``truth``."""
         ...
@@ -94,6 +98,8 @@ class Graph(Generic[E]):
     heads: tuple[int, ...]
     frames: tuple[object, ...] = ()
     """The frame in which each loop stands."""
+    bound: tuple[frozenset[str], ...] = ()
+    """The names that each loop binds in its turns."""
 
     def events(self) -> Iterable[tuple[int, E]]:
         """Every reachable event with its node, in the order the graph was built (source order)."""
@@ -184,6 +190,7 @@ class _Builder(Generic[E, F]):
         self.entered: set[int] = set()
         self.heads: list[int] = []
         self.frames: list[F] = []
+        self.bound: list[set[str]] = []
         self.loops: tuple[int, ...] = ()
         self.blocks: list[_Loop | _Call | _Try | _Finally[F]] = []
         self.guarding: set[str] = set()
@@ -194,7 +201,8 @@ class _Builder(Generic[E, F]):
 
     def graph(self) -> Graph[E]:
         successors = tuple(tuple(dict.fromkeys(targets)) for targets in self.successors)
-        return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads), tuple(self.frames))
+        bound = tuple(frozenset(names) for names in self.bound)
+        return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads), tuple(self.frames), bound)
 
     def node(
         self,
@@ -280,7 +288,10 @@ class _Builder(Generic[E, F]):
         if self.here is None or not isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.AsyncFor)):
             return
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = {n for target in targets for n in _stored(target)} & self.guarding
+        stored = {n for target in targets for n in _stored(target)}
+        for loop in self.loops:
+            self.bound[loop] |= stored
+        names = stored & self.guarding
         if names:
             index = self.node("bind", bound=frozenset(names))
             self.link(self.here, index)
@@ -299,6 +310,8 @@ class _Builder(Generic[E, F]):
     def branch(self, node: ast.If, frame: F) -> None:
         self.items(node.test, frame)
         known = constant_truth(node.test)
+        if known is None:
+            known = self.reader.truth(node.test, frame)
         fork = self.here
         ends: list[int | None] = []
         for taken, body in ((True, node.body), (False, node.orelse)):
@@ -333,6 +346,7 @@ class _Builder(Generic[E, F]):
         head, turn = self.node("loop"), self.node("turn")
         self.heads.append(head)
         self.frames.append(frame)
+        self.bound.append(set())
         self.link(self.here, head)
         self.here = head
         if isinstance(node, ast.While):

@@ -77,19 +77,57 @@ class StepFacts:
             return False
         mine, stepped = self.objects.own(event.object), self.objects.own(step.object)
         if mine and mine in self.objects.optimizers and stepped in self.objects.optimizers:
+            both = [self.given(event.object), self.given(step.object)]
+            shared = any(_within(a, b) or _within(b, a) for a in both[0] for b in both[1])
+            return None if shared else False
+        if self.named_apart(event, step):
             return False
-        roots = [self.objects.own(root) for root in event.roots]
-        given = self.objects.optimizers.get(stepped, frozenset())
+        roots = [*event.roots, *(own for root in event.roots if (own := self.objects.own(root)) != root)]
+        given = self.given(step.object)
         if not roots or not given:
             return None
         if any(_within(one, other) or _within(other, one) for one in roots for other in given):
             return True
-        if all(self.objects.distinct(one, other) for one in roots for other in given):
+        if all(self.objects.distinct(one, other) for one in event.roots for other in self.given(step.object)):
             return False
         elsewhere = [found for key, found in self.objects.optimizers.items() if key != stepped]
         if all(any(_within(root, other) for found in elsewhere for other in found) for root in roots):
             return False
         return None
+
+    def given(self, key: str) -> frozenset[str]:
+        """The roots of the parameters that an optimizer was given, in the terms of the regions; empty: not known."""
+        assert self.objects is not None
+        found = self._given.get(key, frozenset())
+        own = self.objects.own(key)
+        if found or own == key:
+            return found or self.objects.optimizers.get(key, frozenset())
+        made = self._given.get(own, frozenset()) or self.objects.optimizers.get(own, frozenset())
+        name = key.partition(".")[0]  # `Adam(self.parameters())` in the class of the object
+        return made | {name + root[4:] for root in made if root == "self" or root.startswith("self.")}
+
+    @functools.cached_property
+    def _given(self) -> dict[str, frozenset[str]]:
+        """What each constructor of an optimizer is given, where the regions run it."""
+        found: dict[str, frozenset[str]] = {}
+        for region in self.regions:
+            for _, event in region.of_kind("make"):
+                if event.roots:
+                    found[event.object] = found.get(event.object, frozenset()) | event.roots
+        return found
+
+    def named_apart(self, event: Event, step: Event) -> bool:
+        """Whether the name of what an event reaches is that of another optimizer: ``critic`` beside ``actor_optim``."""
+        mine, tag = [_tag(root) for root in event.roots or {event.object}], _tag(step.object)
+        if not tag or not all(mine) or any(_alike(one, tag) for one in mine):
+            return False
+        return all(any(_alike(one, other) for other in self._tags) for one in mine)
+
+    @functools.cached_property
+    def _tags(self) -> frozenset[tuple[str, ...]]:
+        """What tells the optimizers apart that are stepped."""
+        found = {_tag(e.object) for region in self.regions for _, e in region.of_kind("step")}
+        return frozenset(tag for tag in found if tag)
 
     def related(self, event: Event, subject: Event) -> bool | None:
         """As :meth:`paired`, where either of the two may be the step."""
@@ -102,6 +140,29 @@ def may_share(one: Event, other: Event) -> bool:
     if not one.roots or not other.roots or len(models) < len(one.roots) + len(other.roots):
         return True
     return any(_within(a, b) or _within(b, a) for a in one.roots for b in other.roots)
+
+
+_GENERIC = frozenset(
+    """optimizer optimizers optim optims opt opts optimiser solver model models net nets network networks module modules
+    self the params parameters parameter param adam adamw sgd list dict""".split()
+)
+
+
+def _tag(key: str) -> tuple[str, ...]:
+    """What tells one of several models or optimizers apart: ``self.critic2_optim`` gives ``critic 2``."""
+    item = re.search(r"\[['\"](\w+)['\"]\]$", key)
+    parts = [item[1]] if item else []
+    parts.extend(reversed(re.sub(r"\[.*?\]|\(.*?\)", "", key.removeprefix("optimizer:")).split(".")))
+    for part in parts:
+        found = [*(word for word in words(part) if word not in _GENERIC), *re.findall(r"\d+", part)]
+        if found:
+            return tuple(found)
+    return ()
+
+
+def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """``g`` and ``generator``, ``critic 2`` and ``critic 2``, but not ``critic`` and ``critic 2``."""
+    return len(one) == len(other) and all(a.startswith(b) or b.startswith(a) for a, b in zip(one, other, strict=True))
 
 
 def _lists(root: str) -> bool:

@@ -11,7 +11,7 @@ from gradlint.facts.steps_events import Event
 from gradlint.facts.steps_iterators import consumes, makes_iterator
 from gradlint.facts.steps_objects import pairs, roots
 from gradlint.facts.steps_scopes import own_nodes, spelled
-from gradlint.facts.steps_words import OPTIMIZER_CLASSES, TORCH_CLIPS, callee
+from gradlint.facts.steps_words import OPTIMIZER_CLASSES, OPTIMIZERS, TORCH_CLIPS, callee, words
 
 
 def assigned_events(
@@ -50,8 +50,30 @@ def _made(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context) -> 
     objects = frame.unit.objects
     if not key or not (objects.is_optimizer(key) or objects.is_model(key)):
         return
+    if not _builds(value):
+        return
     if not any(frame.key(n) == key for n in ast.walk(value) if isinstance(n, (ast.Name, ast.Attribute))):
-        yield event_of("make", node, frame, "make", key)
+        listed = _given_parameters(value) if objects.is_optimizer(key) else None
+        found = roots(listed, frame.key, frame.scope, objects) if listed is not None else frozenset()
+        yield event_of("make", node, frame, "make", key, roots=found)
+
+
+def _given_parameters(call: ast.Call) -> ast.expr | None:
+    """What an optimizer's constructor is given."""
+    if callee(call) not in OPTIMIZER_CLASSES:
+        return None
+    return call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
+
+
+def _builds(call: ast.Call) -> bool:
+    """Whether a call may make a new object: a constructor, a builder, a copy."""
+    while isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call):
+        call = call.func.value  # `Net().to(device)`
+    name = callee(call)
+    return name[:1].isupper() or bool(_BUILDERS & set(words(name)))
+
+
+_BUILDERS = frozenset({"build", "create", "make", "get", "init", "load", "copy", "deepcopy", "clone", "new", "setup"})
 
 
 def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context) -> Iterator[Event]:
@@ -59,7 +81,7 @@ def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context)
     if written is None or written not in frame.unit.iterators:
         return
     key = frame.key(target) or written
-    if makes_iterator(value, frame.unit.scopes, frame.scope):
+    if makes_iterator(value, frame.unit.scopes, frame.scope, frame.unit.cache):
         found = roots(value, frame.key, frame.scope, frame.unit.objects)
         where = frame.unit.lines.location(value)
         yield event_of("iterator", node, frame, written, key, roots=found or frozenset({key}), value=where)
@@ -107,6 +129,29 @@ def given_away(node: ast.AST, frame: Context) -> Iterator[Event]:
                 yield event_of("iterator", node, frame, "", frame.key(inner) or "")
 
 
+_MEASURES = frozenset({"norm", "abs", "isnan", "isinf", "isfinite", "any", "all", "is_sparse", "shape", "numel", "dtype"})
+"""What is asked of a gradient that is only looked at."""
+
+
+def reads_gradients(node: ast.AST, frame: Context) -> Iterator[Event]:
+    """A statement that uses the values of gradients: ``total.add_(p.grad)``, ``[p.grad.clone() for p in params]``."""
+    if not isinstance(node, ast.stmt) or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return
+    asked: set[int] = set()
+    found = False
+    for inner in own_nodes([node]):
+        if isinstance(inner, ast.Attribute) and inner.attr in _MEASURES:
+            asked.update(id(n) for n in ast.walk(inner.value))
+        elif isinstance(inner, ast.Call) and callee(inner) in _MEASURES | {"vector_norm", "len", "print"}:
+            asked.update(id(n) for argument in inner.args for n in ast.walk(argument))
+        elif isinstance(inner, ast.Compare):
+            asked.update(id(n) for n in ast.walk(inner))
+        if isinstance(inner, ast.Attribute) and inner.attr == "grad" and isinstance(inner.ctx, ast.Load):
+            found = found or id(inner) not in asked
+    if found:
+        yield event_of("read", node, frame, "grad")
+
+
 def _tracked(expr: ast.expr, frame: Context) -> bool:
     if not isinstance(expr, (ast.Name, ast.Attribute)):
         return False
@@ -121,7 +166,10 @@ def _consumed(expr: ast.expr, node: ast.expr, frame: Context, name: str, raises:
 
 
 def _makes_optimizer(call: ast.Call, name: str | None) -> bool:
-    return (name or "").startswith("torch.optim.") or callee(call, name) in OPTIMIZER_CLASSES
+    last = callee(call, name)
+    if last[:1].isupper():
+        return True  # whatever is built from parameters keeps them
+    return (name or "").startswith("torch.optim.") or last in OPTIMIZER_CLASSES or bool(OPTIMIZERS & set(words(last)))
 
 
 def _harmless(call: ast.Call) -> bool:

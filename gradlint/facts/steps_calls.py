@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Iterator
 
 from gradlint.facts.steps_context import Context
@@ -14,8 +15,12 @@ from gradlint.facts.steps_words import (
     BUILTINS,
     COMPUTING,
     GRADIENTS,
+    HARMLESS,
     METHOD_CLIPS,
     OF_ANYTHING,
+    PASSIVE,
+    PASSIVE_OWNERS,
+    REDUCES,
     STANDARD,
     STRONG,
     TORCH_CLIPS,
@@ -174,13 +179,26 @@ def is_module_call(call: ast.Call, frame: Context) -> bool:
     )
 
 
-def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> Iterator[Event]:
-    """``for p in model.parameters(): p.grad = None`` clears on every path, whatever the ``if`` inside."""
+def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, ast.stmt] | None:
+    """``for p in model.parameters(): p.grad = None`` clears on every path, whatever the ``if`` inside.
+
+    Gives the event, which stands on the line of the loop, and the statement inside that makes it one.
+    """
     for inner in own_nodes(node.body):
         if _clears_by_hand(inner):
             reached = roots(node.iter, frame.key, frame.scope, frame.unit.objects)
-            yield event_of("zero_grad", inner, frame, "grad = None", roots=reached)  # type: ignore[arg-type]
-            return
+            where = frame.unit.lines.location(inner)  # type: ignore[arg-type]
+            event = event_of("zero_grad", node, frame, "grad = None", roots=reached, value=where)
+            head = frame.unit.lines.location(node.iter)
+            at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
+            statement = inner if isinstance(inner, ast.stmt) else next(s for s in own_nodes(node.body) if _holds(s, inner))
+            assert isinstance(statement, ast.stmt)
+            return dataclasses.replace(event, location=at), statement
+    return None
+
+
+def _holds(node: ast.AST, inner: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and node.value is inner
 
 
 def _clears_by_hand(node: ast.AST) -> bool:
@@ -201,6 +219,14 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
         return
     objects = frame.unit.objects
     known = set(words(last))
+    key = spelled(call.func) or ""
+    if any(name.startswith("torch.nn.") for name in objects.made_by.get(key, ())):
+        yield event_of("forward", call, frame, object=key)
+        return
+    if last in HARMLESS or last[:1].isupper() or (known & REDUCES and known & GRADIENTS):
+        return
+    if known & PASSIVE and "update" in known:
+        return
     keys = [frame.key(argument) for argument in (*call.args, *(k.value for k in call.keywords))]
     given = any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys)
     if objects.is_scaler(spelled(call.func) or "") or (given and not known & BOOKKEEPING):
@@ -210,6 +236,8 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
         yield event_of("unknown", call, frame, doubt="strong")  # `net.set_gradients(...)`
         return
     if given or (known & (BOOKKEEPING | COMPUTING) and not known & {"backward", "backprop"}):
+        if known & COMPUTING and (isinstance(call.func, ast.Name) or _on_self(call.func, frame)):
+            yield event_of("compute", call, frame)
         return
     if isinstance(call.func, ast.Attribute) and not _on_self(call.func, frame):
         doubt = _doubt_of_method(call.func, known, frame)
@@ -218,14 +246,16 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
     else:
         doubt = "strong" if known & STRONG else "weak"
     if doubt:
+        mild = (known & STRONG) <= OF_ANYTHING
         touched = any(key and (objects.is_model(key) or "loss" in words(last_name(key))) for key in keys)
-        yield event_of("unknown", call, frame, doubt=doubt, given=touched)
+        yield event_of("unknown", call, frame, doubt=doubt, given=touched, mild=mild)
 
 
 def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> str:
     """The doubt about a method of another object: ``meter.update`` is harmless, ``agent.update`` is not."""
     owner = frame.key(func.value) or ""
-    trains = bool(TRAINING_OWNERS & set(words(last_name(owner))))
+    named = set(words(last_name(owner)))
+    trains = bool(TRAINING_OWNERS & named) and not named & PASSIVE_OWNERS
     if func.attr == "train" and (frame.unit.objects.is_model(owner) or not trains):
         return ""
     touching = known & STRONG

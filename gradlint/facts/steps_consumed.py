@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gradlint.facts.cfg import Node
 from gradlint.facts.steps import Event, Region, StepFacts
@@ -29,9 +29,10 @@ def second_uses(steps: StepFacts, path: str, lists: bool = False) -> Iterator[Se
     ``lists``: names that are bound to something that can be used again are followed as well.
     """
     inherited = _made_in_constructors(steps, lists)
+    own = steps.objects.own if steps.objects is not None else str
     found: dict[tuple[str, int], list[SecondUse]] = {}
     for region in steps.regions:
-        for use in _in_region(region, lists, inherited):
+        for use in _in_region(region, lists, inherited, own):
             if use.second.path == path and use.made.path == path:
                 found.setdefault((use.made.object, use.made.line), []).append(use)
     for uses in found.values():
@@ -39,12 +40,16 @@ def second_uses(steps: StepFacts, path: str, lists: bool = False) -> Iterator[Se
         yield (clips or uses)[0]
 
 
-def _in_region(region: Region, lists: bool, inherited: _State) -> Iterator[SecondUse]:
+def _in_region(
+    region: Region, lists: bool, inherited: _State, own: Callable[[str], str]
+) -> Iterator[SecondUse]:
     before = _states(region, lists, inherited)
+    known = {name for name, _, _ in inherited}
     for index, event in region.of_kind("consume"):
         for state in before.get(index, frozenset()):
             for name, made, first in state:
-                if name == event.object and first is not None:
+                mine = name == event.object or (name in known and name == own(event.object))
+                if mine and first is not None:
                     yield SecondUse(region, made, first, event)
 
 
@@ -66,15 +71,14 @@ def _states(region: Region, lists: bool, start: _State) -> dict[int, frozenset[_
 
 
 def _made_in_constructors(steps: StepFacts, lists: bool) -> _State:
-    """The attributes that constructors leave used up, for the other methods."""
-    found: dict[str, tuple[str, Event, Event | None]] = {}
-    several: set[str] = set()
+    """The attributes that one method binds and leaves used up, for the other methods."""
+    found: dict[str, dict[str, tuple[str, Event, Event | None]]] = {}
     for region in steps.regions:
-        if not region.qualname.endswith(".__init__"):
-            continue
-        for state in _states(region, lists, ()).get(region.graph.exit, frozenset()):
-            for entry in state:
-                if entry[0].startswith("self."):
-                    several.update({entry[0]} if entry[0] in found and found[entry[0]] != entry else ())
-                    found[entry[0]] = entry
-    return tuple(entry for name, entry in sorted(found.items()) if name not in several)
+        bound = {e.object for _, e in region.of_kind("iterator") if e.object.startswith("self.")}
+        for state in _states(region, lists, ()).get(region.graph.exit, frozenset()) if bound else ():
+            for name, made, first in state:
+                if name in bound and first is not None:
+                    found.setdefault(name, {}).setdefault(region.qualname, (name, made, first))
+    return tuple(
+        entry for name, by_region in sorted(found.items()) if len(by_region) == 1 for entry in by_region.values()
+    )

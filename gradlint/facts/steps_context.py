@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from gradlint.facts.steps_events import Frame, Lines
-from gradlint.facts.steps_iterators import iterator_names
+from gradlint.facts.steps_iterators import binds_iterator, iterator_names
 from gradlint.facts.steps_objects import Objects, read_objects
 from gradlint.facts.steps_project import ScopeCache
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, spelled
@@ -28,6 +28,8 @@ class Unit:
     """Those in which a call is named like a training event."""
     iterators: frozenset[str]
     """The names that are somewhere bound to an iterator of parameters."""
+    cache: ScopeCache
+    """The files of the project that were read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Context:
     """The class the running method was defined in, for ``super()``."""
     frames: tuple[Frame, ...]
     active: tuple[FunctionNode, ...]
+    constants: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Parameters whose value the call tells."""
 
     def key(self, expr: ast.expr) -> str | None:
         """A stable name for the object an expression means, in the terms of the region's own scope."""
@@ -55,9 +59,10 @@ class Context:
         if isinstance(expr, ast.Subscript):
             owner = self.key(expr.value)
             return f"{owner}[{ast.unparse(expr.slice)}]" if owner else None
-        if isinstance(expr, ast.Call) and not expr.args and not expr.keywords:
+        if isinstance(expr, ast.Call):
             owner = self.key(expr.func)
-            return f"{owner}()" if owner else None
+            plain = not expr.args and not expr.keywords
+            return f"{owner}()" if owner and (plain or self.unit.scopes.class_of(expr.func, self.scope)) else None
         return None
 
 
@@ -88,6 +93,8 @@ def read_unit(cache: ScopeCache, path: str) -> Unit:
             training.add(function)
         elif any(_suggests(n) for n in inner):
             suspected.add(function)
+    iterators = iterator_names(scopes, cache)
+    training |= {function for function in scopes.functions if iterators and binds_iterator(function.scope, scopes, cache)}
     touching = _callers(calls, suspected | training)
     return Unit(
         scopes,
@@ -96,7 +103,8 @@ def read_unit(cache: ScopeCache, path: str) -> Unit:
         scopes.path,
         touching,
         _callers(calls, training),
-        iterator_names(scopes),
+        iterators,
+        cache,
     )
 
 
@@ -126,7 +134,9 @@ def _callers(calls: Mapping[Function, set[str]], found: set[Function]) -> frozen
 
 
 def _suggests(node: ast.AST) -> bool:
-    """Whether a call might touch gradients, going by its name."""
+    """Whether a call or an attribute might touch gradients, going by its name."""
+    if isinstance(node, ast.Attribute) and node.attr == "grad":
+        return True
     return _trains(node) or (isinstance(node, ast.Call) and bool(STRONG & set(words(callee(node, None)))))
 
 

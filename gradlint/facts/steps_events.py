@@ -22,11 +22,14 @@ Kind = Literal[
     "iterator",
     "consume",
     "accumulate",
+    "compute",
+    "read",
     "unknown",
 ]
 """What an event does. ``scale``: a name is bound to a scaled loss; ``make``: a model or optimizer is made anew;
 ``iterator``: a name is bound to an iterator of parameters (or, without roots, to something else), ``consume``: such
-an iterator is used up; ``accumulate``: a wrapper is told that micro-batches follow."""
+an iterator is used up; ``accumulate``: a wrapper is told that micro-batches follow; ``compute``: a function that cannot be read
+computes something, going by its name; ``read``: gradients are copied or used for something else than a norm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Event:
     doubt: Literal["", "weak", "strong"] = ""
     """For ``unknown``: whether the name or the arguments suggest that gradients are touched.
     For a clip: a helper that cannot be read."""
+    mild: bool = False
+    """For ``unknown``: its name is one that every kind of object may have; it only counts as a statement of its own."""
     given: bool = False
     """For ``unknown``: a call that cannot be read is given a model, an optimizer or a loss."""
     frames: tuple[Frame, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradlint.facts.cfg import Guard
 from gradlint.facts.steps_context import Context
-from gradlint.facts.steps_words import words
+from gradlint.facts.steps_words import callee, words
 
 COUNTER_WORDS = frozenset({"accum", "accumulate", "accumulated", "accumulation", "accumulating", "micro", "grad_acc"})
 """In the name of something that tells micro-batches apart."""
@@ -86,9 +86,17 @@ def _guard(test: ast.expr, truth: bool, frame: Context) -> Guard:
         key,
         truth,
         frozenset(read),
-        counter=_counts(test) or bool(parts & COUNTER_WORDS),
+        counter=_counts(test) or bool(parts & COUNTER_WORDS) or _asks_a_counter(test, frame),
         synced="sync_gradients" in read or "_do_sync" in read,
     )
+
+
+def _asks_a_counter(test: ast.expr, frame: Context) -> bool:
+    """``self.should_step()``, where the method counts."""
+    if not isinstance(test, ast.Call):
+        return False
+    asked = [f for f in frame.unit.scopes.functions if f.node.name == callee(test)]
+    return any(isinstance(n, ast.Return) and n.value is not None and _counts(n.value) for f in asked for n in f.node.body)
 
 
 def _names(test: ast.expr) -> Iterator[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from gradlint.facts.steps_scopes import Scope, Scopes, own_nodes, spelled
-from gradlint.facts.steps_words import PARAMETER_WORDS, words
+from gradlint.facts.steps_project import ScopeCache
+from gradlint.facts.steps_scopes import Function, Scope, Scopes, own_nodes, spelled
+from gradlint.facts.steps_words import PARAMETER_WORDS, STANDARD, words
 
 _LAZY_BUILTINS = frozenset({"filter", "map", "iter", "zip", "reversed"})
 _LAZY_TOOLS = frozenset({"chain", "from_iterable", "islice", "filterfalse", "takewhile", "dropwhile"})
@@ -15,14 +16,14 @@ _EAGER = frozenset({"list", "tuple", "set", "frozenset", "sum", "sorted", "max",
 _EAGER_TORCH = frozenset({"parameters_to_vector", "vector_to_parameters"})
 
 
-def iterator_names(scopes: Scopes) -> frozenset[str]:
+def iterator_names(scopes: Scopes, cache: ScopeCache) -> frozenset[str]:
     """The names and attributes of a file that some statement binds to an iterator of parameters."""
     found: set[str] = set()
     bodies: list[Scope] = [scopes.module, *(f.scope for f in scopes.functions)]
     for scope in bodies:
         for node in own_nodes(scope.node.body):
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-                if not makes_iterator(node.value, scopes, scope):
+                if not makes_iterator(node.value, scopes, scope, cache):
                     continue
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     key = spelled(target)
@@ -31,8 +32,25 @@ def iterator_names(scopes: Scopes) -> frozenset[str]:
     return frozenset(found)
 
 
-def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope) -> bool:
+def binds_iterator(scope: Scope, scopes: Scopes, cache: ScopeCache) -> bool:
+    """Whether a function binds a name to an iterator of parameters."""
+    return any(
+        isinstance(node, (ast.Assign, ast.AnnAssign))
+        and node.value is not None
+        and makes_iterator(node.value, scopes, scope, cache)
+        for node in own_nodes(scope.node.body)
+    )
+
+
+def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache, depth: int = 0) -> bool:
     """Whether an expression gives an iterator over parameters that can be run through once."""
+    if isinstance(value, ast.Call) and depth < 3:
+        function = _called(value.func, scopes, scope, cache)
+        if function is not None:
+            home = cache.of(function.path)
+            returned = [n.value for n in own_nodes(function.node.body) if isinstance(n, ast.Return) and n.value is not None]
+            lazy = bool(returned) and all(makes_iterator(v, home, function.scope, cache, depth + 1) for v in returned)
+            return lazy or _yields_parameters(function.node)
     if not _of_parameters(value):
         return False
     if isinstance(value, ast.GeneratorExp):
@@ -47,6 +65,29 @@ def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope) -> bool:
             return True
     name = scopes.dotted(value.func, scope) or ""
     return name.startswith("itertools.") and name.rsplit(".", 1)[-1] in _LAZY_TOOLS
+
+
+def _called(func: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache) -> Function | None:
+    """The plain function of the project that a call runs."""
+    if isinstance(func, ast.Name):
+        binding = scope.lookup(func.id)
+        if binding is not None and binding.functions and not binding.values and not binding.opaque:
+            return binding.functions[-1]
+    name = scopes.dotted(func, scope)
+    if name is None or name.split(".")[0] in STANDARD or "param" not in name.lower():
+        return None
+    found = cache.imported(name, scopes.path)
+    return found if isinstance(found, Function) else None
+
+
+def _yields_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function is a generator that walks the parameters of something."""
+    inside = list(own_nodes(node.body))
+    return any(isinstance(n, (ast.Yield, ast.YieldFrom)) for n in inside) and any(map(_lists, inside))
+
+
+def _lists(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr in _LISTING
 
 
 def _own_listing(func: ast.Attribute, scopes: Scopes, scope: Scope) -> bool:

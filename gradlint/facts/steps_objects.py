@@ -44,6 +44,11 @@ class Objects:
     made_by: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     """The dotted names of the constructors behind an object."""
 
+    def of_torch(self, key: str) -> bool:
+        """Whether an optimizer is made from a class of ``torch.optim``, or from one of that name."""
+        names = self.made_by.get(self.own(key), frozenset())
+        return bool(names) and all(n.startswith("torch.optim.") or n.rsplit(".", 1)[-1] in OPTIMIZER_CLASSES for n in names)
+
     def distinct(self, one: str, other: str) -> bool:
         """Whether two modules are surely two: both are constructed here, and neither is given the other."""
         one, other = self.own(one), self.own(other)
@@ -64,7 +69,7 @@ class Objects:
     def own(self, key: str) -> str:
         """The name by which an object's own class knows it: ``agent.actor`` is ``self.actor`` in ``Agent``."""
         prefix, _, rest = key.partition(".")
-        return f"self.{rest}" if rest and prefix in self.instances else key
+        return f"self.{rest}" if rest and (prefix in self.instances or prefix.endswith("()")) else key
 
     def is_scaler(self, key: str) -> bool:
         """Whether this is a gradient scaler (``torch.amp.GradScaler`` or its like)."""
@@ -213,6 +218,22 @@ def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
     return found
 
 
+_NEW_TENSORS = frozenset(
+    "randn rand zeros ones empty full tensor randn_like rand_like zeros_like ones_like empty_like full_like".split()
+)
+
+
+def written(expr: ast.expr) -> str | None:
+    """A chain of names and items as written: ``self.opt``, ``nets['g']``."""
+    if isinstance(expr, ast.Subscript):
+        owner = written(expr.value)
+        return f"{owner}[{ast.unparse(expr.slice)}]" if owner else None
+    if isinstance(expr, ast.Attribute):
+        owner = written(expr.value)
+        return f"{owner}.{expr.attr}" if owner else None
+    return expr.id if isinstance(expr, ast.Name) else None
+
+
 def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
     """The single assignments of one statement, through tuples of equal length."""
     if (
@@ -224,6 +245,11 @@ def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.exp
             yield from pairs(left, right)
     else:
         yield target, value
+
+
+def _here(key: str, scope: Scope) -> tuple[int, str]:
+    """A local name belongs to its scope, an attribute to its object."""
+    return (0 if key.startswith("self.") else id(scope)), key
 
 
 def _is_off(call: ast.Call) -> bool:
@@ -238,8 +264,8 @@ class _Reader:
         self.cache = cache
         self.on: set[str] = set()
         self.off: set[str] = set()
-        self.built: dict[str, set[str]] = {}
-        self.unbuilt: set[str] = set()
+        self.built: dict[tuple[int, str], set[str]] = {}
+        self.unbuilt: set[tuple[int, str]] = set()
         self.made_by: dict[str, set[str]] = {}
         self.optimizers: dict[str, set[str]] = {}
         self.scalers: set[str] = set()
@@ -262,7 +288,7 @@ class _Reader:
             {key: cls for key, cls in self.instances.items() if cls is not None},
             frozenset(self.others - set(self.optimizers)),
             frozenset(self.off - self.on),
-            {key: frozenset(given) for key, given in self.built.items() if key not in self.unbuilt},
+            {key[1]: frozenset(given) for key, given in self.built.items() if key not in self.unbuilt},
             {key: frozenset(names) for key, names in self.made_by.items()},
         )
 
@@ -271,14 +297,16 @@ class _Reader:
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     for one, value in pairs(target, node.value):
-                        if isinstance(value, ast.Call):
+                        if isinstance(value, ast.Dict):
+                            self.made_items(one, value, scope)
+                        elif isinstance(value, ast.Call):
                             self.made(one, value, scope)
                         elif isinstance(value, ast.IfExp):
                             for branch in (value.body, value.orelse):
                                 if isinstance(branch, ast.Call):
                                     self.made(one, branch, scope)
                         else:
-                            self.unbuilt.add(spelled(one) or "")
+                            self.unbuilt.add(_here(spelled(one) or "", scope))
             elif isinstance(node, ast.withitem) and isinstance(node.context_expr, ast.Call) and node.optional_vars:
                 self.made(node.optional_vars, node.context_expr, scope)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -286,19 +314,20 @@ class _Reader:
 
     def made(self, target: ast.expr, call: ast.Call, scope: Scope) -> None:
         """``target = Something(...)``."""
-        key = spelled(target)
+        key = written(target)
         name = self.scopes.dotted(call.func, scope) or spelled(call.func) or ""
         last = name.rsplit(".", 1)[-1]
         if key is None:
             return
-        self.constructed(key, call, last)
+        self.constructed(key, call, scope)
         self.made_by.setdefault(key, set()).add(name)
         cls = self.scopes.class_of(call.func, scope)
         if cls is not None:
             same = key not in self.instances or self.instances[key] is cls
             self.instances[key] = cls if same else None
         named = set(words(last))
-        if "lr_scheduler" in name or named & (SCHEDULERS | {"meter", "ema", "profile", "profiler"}):
+        optimizing = last in OPTIMIZER_CLASSES or bool(named & OPTIMIZERS and last[:1].isupper())
+        if "lr_scheduler" in name or (not optimizing and named & SCHEDULERS) or named & ({"scheduler", "lr"} | {"meter", "ema", "profile", "profiler"}):
             self.others.add(key)
         elif last.endswith("GradScaler") or "scaler" in named:
             self.scalers.add(key)
@@ -311,18 +340,29 @@ class _Reader:
             listed = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
             found = self.optimizers.setdefault(key, set())
             if listed is not None:
-                found |= roots(listed, spelled, scope, None)
+                found |= roots(listed, written, scope, None)
         elif cls is not None and any(base.endswith("Module") for base in self.cache.base_names(cls)):
             self.models.add(key)
 
-    def constructed(self, key: str, call: ast.Call, last: str) -> None:
+    def made_items(self, target: ast.expr, value: ast.Dict, scope: Scope) -> None:
+        """``optim = {"G": Adam(...), "D": Adam(...)}``."""
+        for name, item in zip(value.keys, value.values, strict=True):
+            if isinstance(name, ast.Constant) and isinstance(item, ast.Call):
+                where = ast.copy_location(ast.Subscript(target, name, ast.Load()), target)
+                self.made(where, item, scope)
+
+    def constructed(self, key: str, call: ast.Call, scope: Scope) -> None:
         """Note what a constructor is given; a method that returns an object built elsewhere makes no new one."""
         inner = call
         while isinstance(inner.func, ast.Attribute) and isinstance(inner.func.value, ast.Call):
             inner = inner.func.value  # `Net().to(device)`
-        named = spelled(inner.func) or ""
-        if not named.rsplit(".", 1)[-1][:1].isupper():
-            self.unbuilt.add(key)
+        named = (spelled(inner.func) or "").rsplit(".", 1)[-1]
+        if named in _NEW_TENSORS or named in {"deepcopy", "clone"}:
+            self.built.setdefault(_here(key, scope), set())
+            return
+        function = scope.lookup(named) if isinstance(inner.func, ast.Name) else None
+        if not named[:1].isupper() and not (function and function.functions and not function.opaque):
+            self.unbuilt.add(_here(key, scope))
             return
         given = {
             chain
@@ -330,7 +370,7 @@ class _Reader:
             for node in ast.walk(argument)
             if isinstance(node, (ast.Name, ast.Attribute)) and (chain := spelled(node))
         }
-        self.built.setdefault(key, set()).update(given)
+        self.built.setdefault(_here(key, scope), set()).update(given)
 
     def used(self, call: ast.Call, function: ast.Attribute) -> None:
         """``key.method(...)``."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 
 from gradlint.facts.cfg import Guard, Splice, Stop
-from gradlint.facts.steps_assign import assigned_events, consumed, given_away, handed_over
+from gradlint.facts.steps_assign import assigned_events, consumed, given_away, handed_over, reads_gradients
 from gradlint.facts.steps_calls import (
     backward_event,
     clearing_loop,
@@ -56,6 +57,8 @@ class StepReader:
         self.unit = self.unit_of(source.path)
         self.entered: set[FunctionNode] = set()
         """The functions that were spliced into some graph."""
+        self._in_clearing: set[ast.AST] = set()
+        """Statements that are told as a part of the loop around them."""
         self._calls: dict[ast.AST, tuple[ast.Call, ...]] = {}
 
     def unit_of(self, path: str) -> Unit:
@@ -83,6 +86,25 @@ class StepReader:
         names = aliases(function.scope, {})
         return Context(self.unit, function.scope, names, selves, owner, (frame,), (function.node,))
 
+    def truth(self, test: ast.expr, frame: Context) -> bool | None:
+        """Whether the arguments of the call that is read decide a test; None if not."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            inner = self.truth(test.operand, frame)
+            return None if inner is None else not inner
+        if isinstance(test, ast.BoolOp):
+            found = [self.truth(value, frame) for value in test.values]
+            decisive = isinstance(test.op, ast.Or)
+            if decisive in found:
+                return decisive
+            return None if None in found else not decisive
+        if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.left, ast.Name):
+            right = test.comparators[0]
+            if test.left.id in frame.constants and isinstance(right, ast.Constant) and right.value is None:
+                none = frame.constants[test.left.id] is None
+                return none if isinstance(test.ops[0], (ast.Is, ast.Eq)) else not none
+            return None
+        return bool(frame.constants[test.id]) if isinstance(test, ast.Name) and test.id in frame.constants else None
+
     def guards(self, test: ast.expr, truth: bool, frame: Context) -> Sequence[Guard]:
         """What holds where ``test`` came out as ``truth``."""
         return read_guards(test, truth, frame)
@@ -90,19 +112,26 @@ class StepReader:
     def read(self, node: ast.expr | ast.stmt, frame: Context, room: bool) -> Sequence[Event | Splice[Context] | Stop]:
         """The items of one expression or statement header, in the order they run."""
         items: list[Event | Splice[Context] | Stop] = []
+        if node in self._in_clearing:
+            return items
         if isinstance(node, (ast.For, ast.AsyncFor)):
             items.extend(self._expression(node.iter, frame, room))
             items.extend(consumed(loop_source(node), node.iter, frame, "for"))
-            items.extend(clearing_loop(node, frame))
+            clearing = clearing_loop(node, frame)
+            if clearing is not None:
+                items.append(clearing[0])
+                self._in_clearing.add(clearing[1])
             return items
         alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
         for item in self._expression(node, frame, room):
-            if isinstance(item, Event) and item.doubt == "weak" and item.location != alone:
+            if isinstance(item, Event) and (item.doubt == "weak" or item.mild) and item.location != alone:
                 continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
         if frame.unit.iterators:
             items.extend(consumed(loops_over(node), node, frame, "comprehension"))
             items.extend(given_away(node, frame))
+        if not any(isinstance(item, Event) and item.kind == "zero_grad" for item in items):
+            items.extend(reads_gradients(node, frame))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
             items.append(event_of("unknown", node, frame, "grad +=", doubt="strong"))
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
@@ -120,6 +149,8 @@ class StepReader:
 
     def _call(self, call: ast.Call, frame: Context, room: bool) -> Iterator[Event | Splice[Context] | Stop]:
         name = frame.unit.scopes.dotted(call.func, frame.scope)
+        if name is None:
+            call, name = self._through_partial(call, frame)
         if (name or spelled(call.func)) in STOPS:
             yield Stop.STOP
             return
@@ -128,6 +159,21 @@ class StepReader:
             yield from self._enter_target(call, frame, target, room)
             return
         yield from self._direct(call, frame, name, room)
+
+    def _through_partial(self, call: ast.Call, frame: Context) -> tuple[ast.Call, str | None]:
+        """``clip = partial(clip_grad_norm_, max_norm=1)``: a call of ``clip`` as one of the imported function."""
+        binding = frame.scope.lookup(call.func.id) if isinstance(call.func, ast.Name) else None
+        value = binding.values[0] if binding and len(binding.values) == 1 and not binding.opaque else None
+        if not isinstance(value, ast.Call) or not value.args:
+            return call, None
+        scopes = frame.unit.scopes
+        if scopes.dotted(value.func, frame.scope) != "functools.partial":
+            return call, None
+        name = scopes.dotted(value.args[0], frame.scope)
+        if name is None or name.split(".")[0] not in STANDARD:
+            return call, None
+        whole = ast.Call(call.func, [*value.args[1:], *call.args], [*value.keywords, *call.keywords])
+        return ast.copy_location(whole, call), name
 
     def _enter_target(
         self, call: ast.Call, frame: Context, target: Target, room: bool
@@ -294,6 +340,9 @@ class StepReader:
     def _handed_function(self, key: str, frame: Context) -> Target | None:
         """A parameter that stands for a function of the caller: ``run(train_step)``, ``run(self.one_step)``."""
         scopes = self.unit.scopes
+        built = self._built(key)
+        if built is not None:
+            return self._instance_call(built, key)
         owner, _, attr = key.rpartition(".")
         if not owner:
             binding = scopes.module.names.get(key)
@@ -333,6 +382,10 @@ class StepReader:
             name = next(iter(frame.selves))
             method = cache.method(frame.owner, func.attr, skip_own=True)
             return Target(method, frame.selves[name], name) if method is not None else None
+        if isinstance(value, ast.Call):
+            built = cache.class_of(value.func, frame.scope, frame.unit.path)
+            found = cache.method(built, func.attr) if built is not None else None
+            return Target(found, built, f"{built.qualname}()") if built is not None and found is not None else None
         written = spelled(value)
         made = self._instance(written, frame) if written else None
         if made is None and written:
@@ -360,10 +413,21 @@ class StepReader:
         found = self.cache.imported(name, frame.unit.path)
         return found if isinstance(found, Class) else None
 
+    def _built(self, key: str) -> Class | None:
+        """The class of ``Trainer()``, an object that is handed over where it is made."""
+        if not re.fullmatch(r"[\w.]+\(\)", key):
+            return None
+        made = ast.parse(key, mode="eval").body
+        assert isinstance(made, ast.Call)
+        return self.cache.class_of(made.func, self.unit.scopes.module, self.unit.path)
+
     def _handed_instance(self, key: str, written: str) -> Class | None:
         """A parameter, or an attribute of a built-in helper, that stands for an object the entry file made."""
         if key == written or not key:
             return None
+        built = self._built(key)
+        if built is not None:
+            return built
         entry = dataclasses.replace(self.context_of(None), scope=self.unit.scopes.module)
         return self._instance(key, entry)
 
@@ -390,6 +454,7 @@ class StepReader:
             key = frame.key(argument)
             if key is not None and not isinstance(argument, ast.Starred):
                 names[parameter] = key
+        constants = _constants(function, parameters, positional, (*target.keywords, *call.keywords))
         entry = Frame(function.qualname, function.path, function.node.lineno, frame.unit.lines.location(call))
         return Context(
             unit,
@@ -399,6 +464,7 @@ class StepReader:
             function.owner or frame.owner,
             (*frame.frames, entry),
             (*frame.active, function.node),
+            constants,
         )
 
 
@@ -426,6 +492,24 @@ def _encloses(inner: Scope, outer: Scope) -> bool:
             return True
         scope = scope.parent
     return False
+
+
+def _constants(
+    function: Function, parameters: Sequence[str], given: Sequence[ast.expr], keywords: Sequence[ast.keyword]
+) -> dict[str, object]:
+    """The parameters that this call gives a constant, or leaves at a constant default."""
+    if any(isinstance(argument, ast.Starred) for argument in given) or any(k.arg is None for k in keywords):
+        return {}
+    spec = function.node.args
+    named = [*spec.posonlyargs, *spec.args]
+    values: dict[str, ast.expr] = {}
+    if spec.defaults:
+        values.update(zip([a.arg for a in named[-len(spec.defaults) :]], spec.defaults, strict=True))
+    values.update({a.arg: d for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if d is not None})
+    values.update(zip(parameters, given, strict=False))
+    values.update({k.arg: k.value for k in keywords if k.arg})
+    rebound = {name for name, binding in function.scope.names.items() if binding.values or len(binding.opaque) > 1}
+    return {n: v.value for n, v in values.items() if isinstance(v, ast.Constant) and n not in rebound}
 
 
 def _worth_reading(function: Function | None) -> bool:

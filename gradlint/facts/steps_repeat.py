@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from gradlint.facts.cfg import Graph, Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_states import Turn, clears, follow, guards_held, phases, stepped_by, turn_of
-
-FRESH = frozenset({"fresh", "scaled", "unscaled", "clipped", "scaled-clipped"})
-"""The phases in which gradients wait for a step."""
-
+from gradlint.facts.steps_states import WAITING, Phase, Turn, clears, follow, guards_held, phases, turn_of
 
 # -- GL104
 
 
-def repeating(turn: Turn, index: int) -> bool:
-    """Whether the loop of an iteration can come round again after a step: nothing ends it right behind the step."""
-    assert turn.loop is not None
+def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
+    """Whether an iteration comes round again after a step: in a loop that nothing ends right behind the step, or in
+    the ``training_step`` that Lightning calls for each batch."""
+    if turn.loop is None:
+        return _called_for_each_batch(steps, turn)
     graph = turn.region.graph
     seen, work = {index}, [index]
     while work:
@@ -26,6 +24,14 @@ def repeating(turn: Turn, index: int) -> bool:
                 seen.add(target)
                 work.append(target)
     return False
+
+
+def _called_for_each_batch(steps: StepFacts, turn: Turn) -> bool:
+    owner, _, name = turn.region.qualname.rpartition(".")
+    if name != "training_step" or not any(e.name.endswith("manual_backward") for _, e in turn.events("backward")):
+        return False
+    others = [r for r in steps.regions if r.qualname.startswith(f"{owner}.") and r is not turn.region]
+    return not any(True for region in others for _ in region.of_kind("zero_grad"))
 
 
 def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
@@ -53,28 +59,60 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     stepped = [(k, e) for k, e in turn.events("step") if clears(steps, clear, e, _alone(turn)) is True]
     for node, step in stepped:
         before = phases(steps, turn.graph, step)
-        if before.get(node, frozenset()) != frozenset({"dropped"}):
+        found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
+        # a loop over several optimizers comes back to the call that was just made
+        if not found or not found - ({"consumed", "spent"} if _inner(turn, node) else set()) == {"dropped"}:
             continue
-        if before.get(index, frozenset()) and before[index] <= FRESH and _reaches(turn.graph, index, node):
+        given = max((k for k, _ in turn.events("backward") if k < index), default=0)
+        if any(given < k < node for k, _ in turn.events("read")):
+            continue  # the gradients were used for something else
+        ahead = ahead - ({"dropped", "consumed", "spent"} if _inner(turn, index) else set())
+        if ahead and ahead <= WAITING and _reaches(turn.graph, index, node):
             return step
     return None
 
 
+def _inner(turn: Turn, index: int) -> bool:
+    """Whether a node stands in a loop inside of the iteration."""
+    loops = turn.graph.nodes[index].loops
+    return bool(loops) and loops[-1] != turn.loop
+
+
 def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event | None:
     """The step that an accumulation holds back while ``clear`` runs in every micro-batch."""
-    if turn.loop is None or any(True for _ in turn.events("accumulate")):
+    if turn.loop is None or any(True for _ in turn.events("accumulate", "read")):
         return None
     held = guards_held(turn.graph)
+    window = _window(turn, index)
     for node, step in turn.events("step"):
+        if window is not None and window not in turn.graph.nodes[node].loops and not step.wrapper:
+            if clears(steps, clear, step, _alone(turn)) is True and _reaches(turn.graph, index, node):
+                return step
+            continue
         waits = [g for g in held.get(node, frozenset()) if g.counter and not g.synced]
         if not waits or step.wrapper or clears(steps, clear, step, _alone(turn)) is not True:
             continue
         if any(guard in held.get(index, frozenset()) for guard in waits):
             continue
+        if turn.graph.nodes[node].loops[-1:] != (turn.loop,) or turn.graph.nodes[index].loops[-1:] != (turn.loop,):
+            continue
         if _held_back(held.get(index, frozenset())):
             continue
         if _lost_in_turn(steps, turn, index, node, step):
             return step
+    return None
+
+
+def _window(turn: Turn, index: int) -> int | None:
+    """The loop inside of the iteration that runs a backward for each micro-batch, round a node, and holds no step."""
+    for loop in reversed(turn.graph.nodes[index].loops):
+        if loop == turn.loop:
+            return None
+        kinds = {e.kind for k, e in turn.region.events if loop in turn.graph.nodes[k].loops}
+        if "step" in kinds:
+            return None
+        if "backward" in kinds:
+            return loop
     return None
 
 
@@ -106,19 +144,63 @@ def _lost_in_turn(steps: StepFacts, turn: Turn, index: int, node: int, step: Eve
 def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | None:
     """The iteration of a step that only missing or cleared gradients can reach; None if a fresh one may."""
     turn = turn_of(region, index, frozenset({"step", "backward"}))
-    if turn is None or step.wrapper or not step.object:
+    small = turn_of(region, index, frozenset({"step", "zero_grad"}))
+    if small is not None and small.loop is not None and (turn is None or turn.loop != small.loop):
+        turn = small  # the loop of the step has no backward of its own
+    if turn is None or step.wrapper or not step.object or any(True for _ in turn.events("accumulate")):
         return None
-    if any(True for _ in turn.events("accumulate")) or not _same_loop(turn, index):
-        return None
-    start = "none" if not region.qualname else "unknown"
-    before = phases(steps, region.graph, step, start)  # type: ignore[arg-type]
-    found = before.get(index, frozenset())
-    if not found or not found <= {"none", "cleared", "dropped"}:
-        return None
+    # What was there ahead of a loop is gone after its first turn.
+    start: Phase = "none" if not region.qualname or turn.loop is not None else "unknown"
+    found = phases(steps, region.graph, step, start).get(index, frozenset())
     inside = phases(steps, turn.graph, step).get(index, frozenset())
-    if "dropped" in inside or _doubtful(turn):
+    if not found or not found <= {"none", "cleared", "dropped", "spent"} or "dropped" in inside or _doubtful(turn):
         return None
-    return turn
+    if inside == frozenset({"spent"}):
+        return turn
+    if any(True for _ in turn.events("backward")):
+        if _same_loop(turn, index) and _backward_next(turn, index):
+            return turn
+        loops = turn.graph.nodes[index].loops
+        behind = any(k < index and turn.graph.nodes[k].loops == loops for k, _ in turn.events("backward"))
+        apart = behind and _alone_with_its_parameters(steps, turn, step)
+    else:
+        apart = "dropped" not in found and turn.loop is not None
+    return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
+
+
+def _alone_with_its_parameters(steps: StepFacts, turn: Turn, step: Event) -> bool:
+    """Whether the optimizer of a step is known to hold parameters that no other step of the iteration uses."""
+    mine = steps.given(step.object)
+    others = [e for _, e in turn.events("step") if e.object != step.object]
+    if not mine or steps.objects is None or not steps.objects.of_torch(step.object):
+        return False
+    return all(steps.given(e.object) and steps.related(e, step) is False for e in others)
+
+
+def _nothing_between(turn: Turn, index: int) -> bool:
+    """Whether a model runs in the iteration, and no call between the clearing and the step may run a backward."""
+    if turn.graph.nodes[index].loops[-1:] != ((turn.loop,) if turn.loop is not None else ()):
+        return False
+    ahead = [k for k, _ in turn.events("zero_grad") if k < index]
+    between = [e for k, e in turn.events() if ahead and ahead[-1] < k < index]
+    return any(True for _ in turn.events("forward")) and not any(e.kind in {"unknown", "compute"} for e in between)
+
+
+def _backward_next(turn: Turn, index: int) -> bool:
+    """Whether the iteration goes on from the step to a backward, ahead of any other step or clearing."""
+    graph = turn.graph
+    seen, work = {index}, list(graph.successors[index])
+    while work:
+        current = work.pop()
+        if current in seen or not turn.holds(current):
+            continue
+        seen.add(current)
+        event = graph.nodes[current].event
+        if event is not None and event.kind == "backward":
+            return True
+        if event is None or event.kind not in {"step", "zero_grad"}:
+            work.extend(graph.successors[current])
+    return False
 
 
 def _same_loop(turn: Turn, index: int) -> bool:
@@ -139,15 +221,13 @@ def _doubtful(turn: Turn) -> bool:
 
 def unclipped_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Event | None:
     """The step behind a clip that surely updates other parameters, if nothing in the region clips those."""
-    if not clip.roots or any(e.doubt == "strong" for _, e in turn.events("unknown")):
+    if not clip.roots:
         return None
     ahead = phases(steps, turn.graph, clip).get(index, frozenset())
     if not ahead or not ahead <= {"fresh", "scaled", "unscaled"}:
         return None
-    behind = _steps_from(turn, index)
-    if not behind or any(not _apart(steps, clip, step) for step in behind):
-        return None
-    if stepped_by(steps, clip, [e for k, e in turn.events("step") if e not in behind and e.line > clip.line]):
+    behind = _steps_from(turn, index, further=True)
+    if not behind or any(step.kind != "step" or not _apart(steps, clip, step) for step in behind):
         return None
     clips = [e for _, e in turn.region.of_kind("clip") if e != clip]
     first = behind[0]
@@ -159,10 +239,23 @@ def _apart(steps: StepFacts, clip: Event, step: Event) -> bool:
     objects = steps.objects
     if objects is None or any(root.startswith("optimizer:") for root in clip.roots):
         return steps.related(clip, step) is False
-    given = objects.optimizers.get(objects.own(step.object), frozenset())
-    if not clip.roots or not given or steps.related(clip, step) is not False:
+    if steps.related(clip, step) is True:
         return False
-    return all(_told_apart(steps, root, other) for root in clip.roots for other in given)
+    if steps.named_apart(clip, step):
+        return True
+    given = steps.given(step.object)
+    if not clip.roots or not given:
+        return False
+    return all(_told_apart(steps, objects.own(root), objects.own(other)) for root in clip.roots for other in given)
+
+
+_OPPOSITES = frozenset(
+    frozenset(pair.split())
+    for pair in """teacher student, generator discriminator, netG netD, G D, actor critic, encoder decoder,
+    policy value, policy_net value_net, policy_net target_net, online target, online_net target_net, q_net target_net,
+    critic critic_target, actor actor_target, backbone head""".split(",")
+)
+"""Two networks that are never one, going by their names."""
 
 
 def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
@@ -170,13 +263,22 @@ def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
     assert steps.objects is not None
     if steps.objects.distinct(one, other):
         return True
+    if frozenset({one.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1]}) in _OPPOSITES:
+        return True
+    given = steps.objects.optimizers.values()
+    owned = {root for found in given for root in found}
+    if one in owned and other in owned and not any({one, other} <= found for found in given):
+        return True  # each is given to an optimizer of its own
     base, _, name = one.rpartition(".")
     same, _, sibling = other.rpartition(".")
     return bool(base) and base == same and base != "self" and name != sibling
 
 
-def _steps_from(turn: Turn, index: int) -> list[Event]:
-    """The first step of each path behind a node, up to the next backward."""
+def _steps_from(turn: Turn, index: int, further: bool = False) -> list[Event]:
+    """The first step of each path behind a node, up to the next backward; ``further``: all of them.
+
+    Calls that cannot be read are among them.
+    """
     graph = turn.graph
     found: list[Event] = []
     seen, work = {index}, list(graph.successors[index])
@@ -186,11 +288,13 @@ def _steps_from(turn: Turn, index: int) -> list[Event]:
             continue
         seen.add(current)
         event = graph.nodes[current].event
-        if event is not None and event.kind == "step":
+        if event is not None and (event.kind == "step" or event.doubt == "strong"):
             found.append(event)
+            if further:
+                work.extend(graph.successors[current])
         elif event is None or event.kind != "backward":
             work.extend(graph.successors[current])
-    return found
+    return sorted(found, key=lambda event: event.line)
 
 
 # -- GL109
@@ -203,14 +307,18 @@ def guarded_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Event
     if any(guard.counter or guard.synced for guard in mine):
         return None
     ahead = phases(steps, turn.graph, clip).get(index, frozenset())
-    if not ahead or not ahead <= {"fresh", "scaled", "unscaled"}:
+    if not ahead or not ahead <= {"fresh", "unscaled"}:
         return None
     if any(True for _ in turn.events("accumulate")):
         return _synced_step(steps, turn, clip)
+    behind = _steps_from(turn, index)
+    window = _window(turn, index)
     for node, step in turn.events("step"):
-        if step.wrapper or steps.related(clip, step) is False:
+        if step not in behind or step.wrapper or steps.related(clip, step) is False:
             continue
-        if any(g.counter or g.synced for g in held.get(node, frozenset())) and _reaches(turn.graph, index, node):
+        if any(g.counter or g.synced for g in held.get(node, frozenset())):
+            return step
+        if window is not None and window not in turn.graph.nodes[node].loops:
             return step
     return None
 

@@ -20,10 +20,22 @@ MAX_TRACKED = 8
 """So many conditions are followed at once, those that are tested most often; the others may go either way each time."""
 
 Phase = Literal[
-    "unknown", "none", "cleared", "dropped", "fresh", "scaled", "unscaled", "clipped", "scaled-clipped", "consumed"
+    "unknown",
+    "none",
+    "cleared",
+    "dropped",
+    "fresh",
+    "scaled",
+    "unscaled",
+    "clipped",
+    "scaled-clipped",
+    "consumed",
+    "spent",
+    "shared",
 ]
 """What the gradients are: ``none`` before any backward, ``dropped`` where a backward was cleared before a step,
-``consumed`` after the step."""
+``consumed`` after the step, ``spent`` where they were cleared after it, ``shared`` where another optimizer's step
+came after the backward."""
 
 
 # -- paths
@@ -56,7 +68,8 @@ def follow(
             elif node.label == "bind":
                 known = frozenset((key, truth) for key, truth in known if not names[key] & node.bound)
             elif node.label == "turn":
-                known = frozenset()
+                bound = graph.bound[node.loops[-1]]
+                known = frozenset((key, truth) for key, truth in known if not names[key] & bound)
             after.add((new, known))
         return frozenset(after) or None
 
@@ -150,6 +163,8 @@ def turn_of(region: Region, index: int, kinds: frozenset[str] = frozenset({"back
 # -- the gradients of one optimizer
 
 
+WAITING: frozenset[Phase] = frozenset({"fresh", "scaled", "unscaled", "clipped", "scaled-clipped"})
+"""The phases in which gradients wait for a step."""
 State = tuple[Phase, frozenset[str]]
 """The phase, and the names of losses that were scaled and not yet propagated."""
 
@@ -187,10 +202,14 @@ def _after(facts: StepFacts, event: Event, subject: Event, state: State, alone: 
         if sure is None:
             return "unknown", scaled
         return (_cleared(phase) if sure else phase), scaled
-    if event.kind not in {"clip", "unscale", "step"} or facts.related(event, subject) is False:
+    if event.kind not in {"clip", "unscale", "step"}:
         return state
+    if facts.related(event, subject) is False:
+        other = event.kind == "step" and subject.kind == "step" and phase in WAITING
+        return ("shared" if other else phase), scaled
     if event.kind == "step":
-        return "consumed", scaled
+        other = subject.kind == "step" and event.object != subject.object
+        return ("shared" if other else "consumed"), scaled
     if event.kind == "unscale":
         return ("unscaled" if phase == "scaled" else phase), scaled
     if phase == "scaled" and not event.wrapper:
@@ -200,7 +219,9 @@ def _after(facts: StepFacts, event: Event, subject: Event, state: State, alone: 
 
 def _cleared(phase: Phase) -> Phase:
     lost = {"fresh", "scaled", "unscaled", "clipped", "scaled-clipped", "dropped"}
-    return "dropped" if phase in lost else "cleared"
+    if phase in lost:
+        return "dropped"
+    return "spent" if phase in {"consumed", "spent"} else "cleared"
 
 
 def _alone(graph: Graph[Event], subject: Event) -> bool:

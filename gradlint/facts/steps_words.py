@@ -52,7 +52,8 @@ OF_ANYTHING = _set("update updates apply accumulate fit clip event")
 COMPUTING = _set(
     """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric
     metrics accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform
-    normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read"""
+    normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read error errors data td
+    returns advantage advantages iters parameters params dataloader loader dataset preset presets"""
 )
 """In the name of a call that cannot be read: it computes something, unless it is given an optimizer."""
 BOOKKEEPING = _set(
@@ -71,6 +72,17 @@ TRAINING_OWNERS = _set(
 )
 WRAPPERS = _set("accelerator fabric engine strategy plugin booster")
 """Training frameworks whose objects have a ``backward``, a clip or a ``step`` of their own."""
+HARMLESS = _set(
+    """no_grad enable_grad set_grad_enabled inference_mode autocast scale_loss master_params no_sync disable_grad
+    gradient_checkpointing_enable gradient_checkpointing_disable end_training"""
+)
+"""Calls that change no gradient, whatever their names suggest."""
+REDUCES = _set("avg average allreduce reduce")
+"""With one of :data:`GRADIENTS`: what is done to gradients between backward and step on several machines."""
+PASSIVE = _set("polyak soft hard ema target moving symlink")
+"""With ``update``: a copy of the weights is moved, no gradient."""
+PASSIVE_OWNERS = _set("ema target out output outputs stats inputs kwargs dict state meter metrics info averaged swa logs")
+"""In the name of an object whose ``update`` trains nothing."""
 STANDARD = frozenset(sys.stdlib_module_names) | _set(
     """torch numpy np tqdm wandb einops scipy pandas matplotlib sklearn cv2 PIL tensorboardX torchvision torchaudio
     yaml omegaconf hydra rich loguru absl cupy"""

@@ -25,9 +25,12 @@ MISSING = object()
 ASSUMED_LENGTH = 3
 """``len`` of an unknown collection, and the number of items an unknown iterable yields where nothing trains."""
 
-MAX_ITEMS = 64
+MAX_ITEMS = 256
 """Items an unknown iterable yields at most."""
 
+MAX_NESTED = 4
+"""Levels of unknown items of unknown items: a function that takes nests apart must come to an end."""
+_ITEM = "[*]"
 _NAME_LIMIT = 120
 _UNPACK = opcode.opmap["UNPACK_SEQUENCE"]
 _UNPACK_EX = opcode.opmap["UNPACK_EX"]
@@ -50,8 +53,18 @@ _SAME = words("to cuda cpu float double half bfloat16 type type_as contiguous re
 """With a real tensor first, these return it: only the device, type or layout was unknown."""
 
 
+class Gate:
+    """Whether a framework lets the optimizers of a process step: Accelerate's gradient state."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+
 class World:
     """What ghosts ask of the run they are part of. The default knows nothing."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
 
     def truth(self, ghost: Ghost, frame: FrameType) -> bool:
         """The truth value of ``ghost``, asked by ``frame``."""
@@ -88,6 +101,21 @@ class World:
     def backward(self, tensor: torch.Tensor) -> None:
         """Run the backward pass of a ghost's hidden scalar."""
         tensor.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+
+    def run_backward(self, loss: Any, divisor: int = 1, scaler: Optional[torch.amp.GradScaler] = None) -> None:
+        """Run the backward pass of whatever carries the gradient, divided and scaled as a framework does it."""
+
+    def asked(self, value: Any) -> bool:
+        """The truth of a value that a framework asks for."""
+        return bool(value)
+
+    def window(self, ghost: Ghost) -> int:
+        """The micro-batches of a step, where a framework was given an unknown number of them."""
+        return 1
+
+    def prepared(self, ghost: Ghost) -> Any:
+        """The model or optimizer that an unknown is, if it is one."""
+        return ghost
 
 
 class _Current:
@@ -127,6 +155,8 @@ class Ghost:
     gl_negated: bool
     gl_hint: Any
     gl_extra: Any
+    gl_cell: Dict[str, Any]
+    """Holds, under ``"is"``, what this unknown turned out to be; shared by all its names."""
 
     def __init__(
         self,
@@ -144,6 +174,7 @@ class Ghost:
         put(self, "gl_negated", negated)
         put(self, "gl_hint", hint)
         put(self, "gl_extra", None)
+        put(self, "gl_cell", {})
 
     # attributes, items, calls
 
@@ -357,6 +388,8 @@ class GhostTensor(Ghost):
 
     def __init__(self, name: str, value: torch.Tensor, owner: Optional[Ghost] = None) -> None:
         super().__init__(name, owner)
+        if isinstance(value, Ghost):
+            raise TypeError("a gradient that is itself unknown")
         object.__setattr__(self, "gl_value", value)
         object.__setattr__(self, "gl_module", None)
 
@@ -420,13 +453,13 @@ class GhostIterator:
         now = world().progress()
         self.idle = 0 if now != self.seen else self.idle + 1
         self.seen = now
-        if self.idle > ASSUMED_LENGTH or self.count >= MAX_ITEMS:
+        if self.idle > ASSUMED_LENGTH or self.count >= MAX_ITEMS or self.source.gl_name.count(_ITEM) >= MAX_NESTED:
             raise StopIteration
         self.count += 1
         return self.source[self.count - 1] if isinstance(self.source, GhostTensor) else self._item()
 
     def _item(self) -> Ghost:
-        return Ghost(f"{self.source.gl_name}[*]", owner=self.source)
+        return Ghost(self.source.gl_name + _ITEM, owner=self.source)
 
 
 def cotangent(tensor: torch.Tensor) -> torch.Tensor:
@@ -444,6 +477,11 @@ def scalar_of(tensor: torch.Tensor) -> torch.Tensor:
     return (real * cotangent(real.detach())).sum()
 
 
+def weights_of(module: torch.nn.Module) -> List[torch.Tensor]:
+    """The parameters of a module, whatever its class makes of ``parameters``."""
+    return list(torch.nn.Module.parameters(module))
+
+
 def gradients_in(value: Any, depth: int = 0) -> List[torch.Tensor]:
     """Scalars for everything in ``value`` that carries a gradient: tensors, ghosts, parameters of modules."""
     if isinstance(value, GhostTensor):
@@ -451,7 +489,7 @@ def gradients_in(value: Any, depth: int = 0) -> List[torch.Tensor]:
     if isinstance(value, Ghost):
         return []
     if isinstance(value, torch.nn.Module):
-        return [scalar_of(p) for p in value.parameters() if p.requires_grad]
+        return [scalar_of(p) for p in weights_of(value) if p.requires_grad]
     if isinstance(value, torch.Tensor):
         return [scalar_of(value)] if value.requires_grad and value.numel() else []
     if depth < 4 and isinstance(value, (list, tuple, set)):
@@ -484,8 +522,9 @@ def combine(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], owner: Opt
 
 
 def is_instance(value: Any, kind: Any) -> bool:
-    """``isinstance`` for sliced code: a ghost tensor is a tensor."""
-    if isinstance(value, GhostTensor):
+    """``isinstance`` for sliced code: an unknown may be a tensor, a watched iterator is what it is inside."""
+    value = getattr(value, "gl_inside", value) if type(value).__name__ == "Watched" else value
+    if isinstance(value, Ghost):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         return any(k is torch.Tensor for k in kinds)
     if isinstance(kind, Ghost) or (isinstance(kind, tuple) and any(isinstance(k, Ghost) for k in kind)):

@@ -71,10 +71,10 @@ def attribute_of(instance: Any, name: str) -> Any:
 
 
 def base_for(name: str) -> Tuple[type, ...]:
-    """The real bases that stand for the unknown base class ``name``."""
+    """The real bases that stand for the unknown base class ``name``; for each name a class of its own."""
     last = name.rsplit(".", 1)[-1]
-    if last.endswith(("Module", "Model", "Net", "Layer", "Block", "Encoder", "Decoder", "Backbone")):
-        return (GhostModuleBase,)
     if last.endswith("Optimizer"):
         return (torch.optim.Optimizer,)
-    return (GhostBase,)
+    is_module = last.endswith(("Module", "Model", "Net", "Layer", "Block", "Encoder", "Decoder", "Backbone"))
+    base = GhostModuleBase if is_module else GhostBase
+    return (type(last if last.isidentifier() else "Base", (base,), {}),)

@@ -5,7 +5,16 @@ events of every path that was run. It decides nothing: the rules do, from the ev
 
 A path is one assignment of the unknown guards. The first path answers them so that the lines of interest are
 reached; then every guard that matters for training is flipped, one at a time. Each path runs twice: once to learn
-the limits of its clips, and once with every backward scaled so that the gradient is ten times the limit.
+the clips and their limits, and once with every backward scaled so that the gradient is ten times the limit.
+
+Further options of a request:
+
+* ``same_batch``: weights do not move (learning rate 0), every iteration of a training loop gets the same data and
+  random numbers, and a backward pass from the same place adds the same gradient; clips are recorded and do not clip,
+  nothing is scaled up, and an unknown accumulation count is 4. So each path runs once.
+* ``iterators``: ``[[line, path], ...]``; an iterator bound there is watched, and each of its consumers recorded.
+
+The events are described in ``step_record``.
 """
 
 from __future__ import annotations
@@ -15,31 +24,39 @@ import math
 import time
 import types
 import warnings
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 import cpu_standins
 import ghost
 import integrity
 import step_layers
+import step_optim
 import step_patch
 import step_scaling
+import step_slim
 import step_tolerance
 import torch
 from modules import filename_of
 from probe_errors import ProbeError
-from step_flow import Flow, read
+from step_clock import TooSlow, alarm
+from step_flow import Flow, Place, read
 from step_globals import fill_before
+from step_grads import ClipSeen
 from step_helpers import Helpers
 from step_imports import StepModules
-from step_record import Limit, Recorder, number_iterations
+from step_record import Recorder, number_iterations
 from step_region import call_region
 from step_rewrite import rewrite
 from step_roles import Roles, infer
+from step_same import SameBatch
 from step_world import RunWorld
 
 MAX_PATHS = 8
-TIME_SHARE, LAST_SHARE = 0.4, 0.8
-"""Shares of the CPU limit after which no further path is begun, and after which a running one is left."""
+FIRST_SHARE = 0.35
+"""Share of the CPU limit after which the first path begins anew, with stand-ins for the program's own models."""
+TIME_SHARE, LAST_SHARE, ALARM_SHARE = 0.4, 0.8, 0.85
+"""Shares of the CPU limit after which no further path is begun, after which a running one is left at its next event,
+and after which it is left wherever it is."""
 DEFAULT_CPU_SECONDS = 5.0
 
 
@@ -52,7 +69,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     paths = program.explore([{}], started)
     wanted = set(body["lines"])
     if not any(wanted.intersection(e.get("lines", ())) for path in paths for e in path["events"]):
-        program.forced = True
+        program.forced = set(program.passed)
         paths = program.explore([{}], started)
     if not any(path["events"] for path in paths):
         raise ProbeError("not-sliced", _why(paths))
@@ -61,7 +78,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     if edited:
         modules = [_with_source(m, body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
-        other.forced = program.forced
+        other.forced, other.slim = program.forced, program.slim
         chosen = [dict(path.pop("assigned")) for path in paths]
         edited_paths = [
             other.path(assignment)
@@ -90,13 +107,18 @@ class Program:
         self.region: str = body["region"]
         self.values: Dict[str, str] = dict(body.get("values") or {})
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
+        self.same_batch = bool(body.get("same_batch"))
+        self.iterators = {(int(line), str(name)) for line, name in body.get("iterators") or ()}
         self.assumed = assumed
         self.trees = {str(m["name"]): _parse(m) for m in modules}
         self.files = {filename_of(str(m["path"])): str(m["name"]) for m in modules}
         self.roles: Roles = infer(self.trees.values())
         self.flow: Flow = read(self.trees, self.entry, body["lines"])
         self.next_flips: Dict[str, bool] = {}
-        self.forced = False
+        self.slim = False
+        self._heavy = step_slim.replaceable(self.trees, self.entry, self.region, self.flow.trains)
+        self.forced: Optional[Set[Place]] = None
+        self.passed: Set[Place] = set()
         self._code: Dict[str, types.CodeType] = {}
         _install_once()
         step_tolerance.install(lambda name: name in self.trees)
@@ -108,33 +130,55 @@ class Program:
         while todo and len(paths) < MAX_PATHS:
             if paths and time.process_time() - started > budget:
                 break
-            path = self.path(todo.pop(0))
+            path = self.path(todo.pop(0)) if paths else self._first(todo.pop(0), started)
             if not paths:
                 todo.extend({key: not answer} for key, answer in self.next_flips.items())
             paths.append(path)
         return paths
 
-    def path(self, assigned: Mapping[str, bool]) -> Dict[str, Any]:
-        """Run one path; a second time with the gradients scaled up where it met a finite clip."""
-        result, limits = self._once(assigned, ())
-        return self._once(assigned, limits)[0] if limits else result
+    def _first(self, assigned: Mapping[str, bool], started: float) -> Dict[str, Any]:
+        """The first path; where the program's own models are too slow for it, with stand-ins for them."""
+        if not self.slim:
+            try:
+                return self.path(assigned, started + FIRST_SHARE * _cpu_limit())
+            except TooSlow:
+                self.slim = True
+        return self.path(assigned)
 
-    def _once(self, assigned: Mapping[str, bool], limits: Sequence[Limit]) -> "tuple[Dict[str, Any], Sequence[Limit]]":
-        recorder = Recorder(self.entry, self.files, self.stubs, limits, LAST_SHARE * _cpu_limit())
+    def path(self, assigned: Mapping[str, bool], at: Optional[float] = None) -> Dict[str, Any]:
+        """Run one path; where it met a clip, a second time with the gradients scaled up and all clips known.
+
+        ``at``: CPU time of the process at which :class:`TooSlow` is raised; without it the path just ends in time.
+        """
+        result, met = self._once(assigned, (), at)
+        return self._once(assigned, met, at)[0] if met and not self.same_batch else result
+
+    def _once(
+        self, assigned: Mapping[str, bool], seen: Sequence[ClipSeen], at: Optional[float]
+    ) -> "tuple[Dict[str, Any], Sequence[ClipSeen]]":
+        same = SameBatch() if self.same_batch else None
+        recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same)
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
         step_patch.Hooks.number = staticmethod(world.limit)
         step_tolerance.start()
+        step_optim.start()
         watched = integrity.take(integrity.TORCH)
         ghost.enter(world)
         error: Optional[str] = None
         modules = StepModules(self.modules, self._compile, Helpers(world).names(), lambda m: self._prepare(m, world))
         try:
             step_patch.Hooks.recorder = recorder
-            with modules:
+            with modules, alarm(at if at is not None else ALARM_SHARE * _cpu_limit()):
+                if self.slim:
+                    step_slim.replace(self._heavy, world.slimmed)
                 error = call_region(modules, self.entry, self.region, self.trees, world)
+        except TooSlow:
+            if at is not None:
+                raise
         finally:
+            step_slim.stop()
             step_patch.Hooks.recorder = None
             ghost.enter(ghost.World())
         watched.verify()
@@ -142,6 +186,7 @@ class Program:
             self.assumed.setdefault("inputs", "unknown data")
         number_iterations(recorder.events)
         self.next_flips = dict(world.flippable)
+        self.passed |= world.passed
         path = {
             "guards": world.guards,
             "error": error,
@@ -150,7 +195,7 @@ class Program:
             "assigned": dict(assigned),
             "kind": _kind(recorder, world),
         }
-        return path, recorder.met
+        return path, recorder.grads.met
 
     def _prepare(self, module: types.ModuleType, world: RunWorld) -> None:
         if module.__name__ in self.trees:
@@ -162,7 +207,8 @@ class Program:
         # a function's slice keeps of a main block only what feeds it: as if the program had been started
         is_main = name == self.entry
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
-        tree = rewrite(self.trees[name], roles, is_main, self.region if is_main and "<locals>" in self.region else "")
+        capture = self.region if is_main and "<locals>" in self.region else ""
+        tree = rewrite(self.trees[name], roles, is_main, capture, self.iterators if is_main else ())
         self._code[name] = compile(tree, filename, "exec", dont_inherit=True)
         return self._code[name]
 
@@ -178,8 +224,10 @@ def _install_once() -> None:
         _Installed.done = True
         cpu_standins.install()
         step_patch.install()
+        step_optim.install()
         step_scaling.install()
         step_layers.install()
+        step_slim.install()
 
 
 def _is_child(roles: Roles, path: str) -> bool:
@@ -189,8 +237,8 @@ def _is_child(roles: Roles, path: str) -> bool:
 
 def _kind(recorder: Recorder, world: RunWorld) -> str:
     """``replica`` where the program ran on parameters and a loss of its own, else ``replay``."""
-    made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in m.parameters()}
-    if "loss" in world.assumed or any(id(p) in made for p in recorder.known):
+    made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in ghost.weights_of(m)}
+    if "loss" in world.assumed or any(id(p) in made for p in recorder.grads.known):
         return "replay"
     return "replica"
 

@@ -7,11 +7,14 @@ names are those of Accelerate, Lightning (and Fabric), apex, DeepSpeed and timm,
 
 from __future__ import annotations
 
+import re
 import types
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from ghost import Ghost, GhostTensor, combine, gradients_in, words
+from ghost import Ghost, GhostTensor, combine, gradients_in, weights_of, words
+from step_fabric import Toggled, clip_optimizer
+from step_wrapped import WrappedOptimizer, optimizers_in
 
 if TYPE_CHECKING:
     from step_world import RunWorld
@@ -24,8 +27,14 @@ _PASS_THROUGH = words("tqdm trange track progress_bar notebook_tqdm MetricLogger
 _RETURN_ARGUMENTS = words(
     "prepare setup setup_module setup_optimizers initialize prepare_model prepare_optimizer unwrap_model unwrap "
     "DDP DistributedDataParallel DataParallel FSDP FullyShardedDataParallel fully_shard wrap compile optimize "
-    "convert_sync_batchnorm convert_syncbn_model to_device get_peft_model extract_model_from_parallel"
+    "convert_sync_batchnorm convert_syncbn_model to_device get_peft_model extract_model_from_parallel boost"
 )
+_WRAPPERS = words(
+    "prepare prepare_model prepare_optimizer unwrap_model DDP DistributedDataParallel DataParallel FSDP compile wrap "
+    "FullyShardedDataParallel fully_shard convert_sync_batchnorm convert_syncbn_model get_peft_model to_device boost"
+)
+_SHARDING = words("FSDP FullyShardedDataParallel fully_shard")
+_WRAPS_OPTIMIZER = re.compile(r"^(?!.*(Sched|LR|Warm))([A-Z]\w*)?(Optim|Opt$|LAR[CS]|Lookahead|SWA|PCGrad|SAM)")
 _SELF = words("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous")
 _MODULE_METHODS = words("parameters named_parameters modules named_modules children state_dict")
 
@@ -42,10 +51,13 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         return _callable_scaler(world, ghost, args, kwargs)
     if _decorates(args, kwargs):
         return args[0]
+    wrapped = _wrapped_optimizer(last, args, kwargs)
+    if wrapped is not None:
+        return wrapped
     if last in _PASS_THROUGH and args:
         return args[0]
     if world.is_model(ghost):
-        return world.standins.value(world.path(ghost))(*args, **kwargs)
+        return world.behind(ghost)(*args, **kwargs)
     # a method of a stand-in model depends on the model: model.generate(x), policy.act(inputs)
     sources = (ghost.gl_extra, *args) if isinstance(ghost.gl_extra, torch.nn.Module) else args
     return combine(ghost.gl_name, sources, kwargs, owner=ghost.gl_owner)
@@ -54,6 +66,13 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
 def _decorates(args: Args, kwargs: Kwargs) -> bool:
     """``@unknown`` or ``@unknown(...)`` on a function or class: it stays what it is."""
     return len(args) == 1 and not kwargs and isinstance(args[0], (types.FunctionType, type))
+
+
+def _wrapped_optimizer(last: str, args: Args, kwargs: Kwargs) -> Optional[torch.optim.Optimizer]:
+    """``Lookahead(optimizer)``, ``FP16_Optimizer(optimizer, ...)``: by default they step what they wrap."""
+    if not last[:1].isupper() or not _WRAPS_OPTIMIZER.search(last):
+        return None
+    return next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.optim.Optimizer)), None)
 
 
 def _is_step_of_all(args: Args, kwargs: Kwargs) -> bool:
@@ -67,9 +86,10 @@ def _callable_scaler(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) 
     world.run_backward(args[0])
     clip, parameters = kwargs.get("clip_grad"), kwargs.get("parameters")
     update = kwargs.get("update_grad", kwargs.get("need_update", True))
-    if update:
-        if clip is not None and parameters is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+    if world.asked(update):
+        if clip is not None and parameters is not None and world.asked(clip):
+            by_value = kwargs.get("clip_mode") == "value" and not isinstance(kwargs["clip_mode"], Ghost)
+            clip_optimizer(parameters, clip if by_value else None, clip)
         optimizer.step()
     return Ghost(f"{ghost.gl_name}()")
 
@@ -83,17 +103,18 @@ def _backward(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _clip_norm(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
-    if isinstance(ghost.gl_extra, torch.nn.Module) and not _holds_parameters(args[:1]) and "parameters" not in kwargs:
-        return torch.nn.utils.clip_grad_norm_(ghost.gl_extra.parameters(), *args, **kwargs)
+    holder = ghost.gl_extra
+    if isinstance(holder, torch.optim.Optimizer) and not _holds_parameters(args[:1]):
+        return clip_optimizer(holder, None, *args[:1])
+    if isinstance(holder, torch.nn.Module) and not _holds_parameters(args[:1]) and "parameters" not in kwargs:
+        return torch.nn.utils.clip_grad_norm_(weights_of(holder), *args, **kwargs)
     return torch.nn.utils.clip_grad_norm_(*args, **kwargs)
 
 
 def _clip_master(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     """``optimizer.clip_master_grads(max_norm)`` of apex and fairseq: a clip of the optimizer's own parameters."""
     optimizer = world.optimizer_behind(ghost)
-    if optimizer is None or not args:
-        return NotImplemented
-    return torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], args[0])
+    return NotImplemented if optimizer is None or not args else clip_optimizer(optimizer, None, args[0])
 
 
 def _clip_value(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -101,21 +122,16 @@ def _clip_value(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> An
 
 
 def _clip_gradients(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
-    """Fabric's ``clip_gradients(module, optimizer, clip_val, max_norm)``, Lightning's ``(optimizer, clip_val)``."""
+    """Lightning's ``clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)``, and its like."""
     holders = [v for v in (*args, *kwargs.values()) if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
     if not holders:
         return NotImplemented
-    holder = holders[-1]
-    if isinstance(holder, torch.optim.Optimizer):
-        parameters = [p for g in holder.param_groups for p in g["params"]]
-    else:
-        parameters = list(holder.parameters())
-    numbers = [v for v in args if not isinstance(v, (torch.nn.Module, torch.optim.Optimizer, str))]
-    by_value = kwargs.get("gradient_clip_algorithm") == "value" or kwargs.get("clip_val") is not None
+    plain = [v for v in args if not isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
+    numbers = [v for v in plain if not isinstance(v, str)]
+    by_value = "value" in (kwargs.get("gradient_clip_algorithm"), *plain) or kwargs.get("clip_val") is not None
     limit = next((v for k, v in kwargs.items() if k in ("max_norm", "clip_val", "gradient_clip_val")), None)
     limit = limit if limit is not None else (numbers[0] if numbers else Ghost(f"{ghost.gl_name}.limit"))
-    clip: Any = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
-    return clip(parameters, limit)
+    return clip_optimizer(holders[-1], limit if by_value else None, limit)
 
 
 def _holds_parameters(values: Args) -> bool:
@@ -133,8 +149,27 @@ def _zero_grad(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any
         return optimizer.zero_grad(*args, **kwargs)
     owner = ghost.gl_owner
     if owner is not None and not isinstance(owner, GhostTensor):
-        return world.standins.value(world.path(owner)).zero_grad()
+        return world.behind(owner).zero_grad()
     return NotImplemented
+
+
+def _first_step(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """SAM's ``first_step(zero_grad=False)``: weights go uphill for the second pass; no update yet."""
+    optimizer = world.optimizer_behind(ghost)
+    if optimizer is None:
+        return NotImplemented
+    if world.asked(kwargs.get("zero_grad", args[0] if args else False)):
+        optimizer.zero_grad()
+    return None
+
+
+def _second_step(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """SAM's ``second_step(zero_grad=False)``: the update."""
+    optimizer = world.optimizer_behind(ghost)
+    if optimizer is None:
+        return NotImplemented
+    optimizer.step()
+    return _first_step(world, ghost, args, kwargs)
 
 
 def _module_method(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -157,14 +192,30 @@ def _arguments(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any
     values: List[Any] = [*args]
     values += [v for v in kwargs.values() if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
     real = [v for v in values if isinstance(v, (torch.nn.Module, torch.optim.Optimizer))]
-    if not real:
-        return NotImplemented
     last = ghost.gl_name.rsplit(".", 1)[-1]
+    if not real:
+        return _as_given(last, args)
+    if last in _SHARDING and isinstance(real[0], torch.nn.Module):
+        _shard(real[0])
     if last[:1].isupper() or last in ("compile", "wrap", "unwrap", "unwrap_model", "get_peft_model", "fully_shard"):
         return real[0]
-    if ghost.gl_name.endswith("deepspeed.initialize"):
-        return (world.engine(real[0]), *real[1:2], Ghost("loader"), Ghost("scheduler"))
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _as_given(last: str, args: Args) -> Any:
+    """Of unknowns, wrappers return the very same unknowns."""
+    if not args or last not in _WRAPPERS or not all(isinstance(a, Ghost) for a in args):
+        return NotImplemented
+    return args[0] if len(args) == 1 or last[:1].isupper() else tuple(args)
+
+
+def _shard(module: torch.nn.Module) -> None:
+    """FSDP models clip themselves."""
+
+    def clip_grad_norm_(max_norm: Any, norm_type: Any = 2.0) -> Any:
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm, norm_type)
+
+    module.__dict__.setdefault("clip_grad_norm_", clip_grad_norm_)
 
 
 def _items(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -185,27 +236,36 @@ def _master_params(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) ->
 
 
 def _optimizers(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
-    """Lightning's ``self.optimizers()``: what ``configure_optimizers`` returns."""
-    instance = ghost.gl_extra
-    configure: Optional[Callable[[], Any]] = getattr(type(instance), "configure_optimizers", None)
-    if instance is None or configure is None:
-        return NotImplemented
-    if "gl_optimizers" not in instance.__dict__:
-        instance.__dict__["gl_optimizers"] = _flat_optimizers(instance.configure_optimizers())
-    found = instance.__dict__["gl_optimizers"]
+    """Lightning's ``self.optimizers()``: what ``configure_optimizers`` returns, wrapped."""
+    found = _configured(ghost.gl_extra)
     if not found:
         return NotImplemented
-    return found[0] if len(found) == 1 else found
+    return found[0] if len(found) == 1 else list(found)
 
 
-def _flat_optimizers(value: Any) -> List[torch.optim.Optimizer]:
-    if isinstance(value, torch.optim.Optimizer):
-        return [value]
-    if isinstance(value, dict):
-        return _flat_optimizers(value.get("optimizer"))
-    if isinstance(value, (list, tuple)):
-        return [o for item in value for o in _flat_optimizers(item)]
-    return []
+def _configured(instance: Any) -> List[torch.optim.Optimizer]:
+    configure: Optional[Callable[[], Any]] = getattr(type(instance), "configure_optimizers", None)
+    if instance is None or configure is None:
+        return []
+    if "gl_optimizers" not in instance.__dict__:
+        made = optimizers_in(instance.configure_optimizers())
+        instance.__dict__["gl_optimizers"] = [WrappedOptimizer(o) for o in made]
+    found: List[torch.optim.Optimizer] = instance.__dict__["gl_optimizers"]
+    return found
+
+
+def _toggle(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """Lightning's ``toggle_optimizer``, ``untoggle_optimizer``, and the block ``toggled_optimizer``."""
+    instance = ghost.gl_extra
+    optimizer = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.optim.Optimizer)), None)
+    if instance is None or optimizer is None:
+        return NotImplemented
+    toggled = instance.__dict__.setdefault("gl_toggled", Toggled(_configured(instance)))
+    last = ghost.gl_name.rsplit(".", 1)[-1]
+    if last == "untoggle_optimizer":
+        return toggled.off()
+    toggled.on(optimizer)
+    return toggled
 
 
 def _scale(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -234,6 +294,13 @@ _HANDLERS: Dict[str, Handler] = {
     "values": _items,
     "master_params": _master_params,
     "optimizers": _optimizers,
+    "first_step": _first_step,
+    "second_step": _second_step,
+    "step_and_update_lr": _step,
+    "pc_backward": _backward,
+    "toggle_optimizer": _toggle,
+    "untoggle_optimizer": _toggle,
+    "toggled_optimizer": _toggle,
     "scale": _scale,
     "unscale_": _unscale,
 }

@@ -9,15 +9,17 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass, field
-from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from ghost import words
-from step_rewrite import dotted
+from step_nodes import dotted
+from step_roles import OPTIMIZER_NAME
 
 EVENTS = words(
     "backward manual_backward step zero_grad unscale_ clip_grad_norm_ clip_grad_norm clip_grad_value_ "
     "clip_gradients clip_grads_with_norm_ clip_grad"
 )
+_DERIVATIVES = ("torch.autograd.grad", "autograd.grad")
 _JUMPS = (ast.Return, ast.Continue, ast.Break, ast.Raise)
 _QUIET = re.compile(r"sched|^lr|_lr|prof|ema|env|metric|bar|writer|meter", re.IGNORECASE)
 _Block = Sequence[ast.stmt]
@@ -34,14 +36,21 @@ class Flow:
     relevant: Set[Place] = field(default_factory=set)
     loops: Set[str] = field(default_factory=set)
     """Names of functions that hold a loop round events."""
+    training: Set[Place] = field(default_factory=set)
+    """Loops that hold a training event."""
+    backprop: Set[str] = field(default_factory=set)
+    """Names of functions that hold a backward pass, or call one that does."""
     eventful: Set[str] = field(default_factory=set)
     """Names of functions that hold an event, or call one that does."""
+    trains: Callable[[ast.AST], bool] = bool
+    """Whether a node holds a training event."""
 
 
 def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow:
     """The flow facts of all modules, with ``lines`` of the module ``entry`` as the calls of interest."""
     flow = Flow()
     calls = _Calls()
+    flow.trains = calls.events
     wanted = set(lines)
     definitions = [
         (name, node)
@@ -52,6 +61,10 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
     holders = {n.name for name, n in definitions if name == entry and any(_spans(n, line) for line in wanted)}
     hot = _callers(definitions, holders, calls)
     flow.eventful = _callers(definitions, {n.name for _, n in definitions if calls.events(n)}, calls)
+    flow.backprop = _callers(definitions, {n.name for _, n in definitions if calls.backward(n)}, calls)
+    if not any(calls.backward(tree) for tree in trees.values()):
+        calls.hidden = True
+        flow.backprop = flow.eventful
     for name, tree in trees.items():
         reader = _Reader(name, wanted if name == entry else set(), hot, flow, calls)
         reader.block(tree.body, [])
@@ -63,8 +76,7 @@ def is_event_call(node: ast.AST) -> bool:
     """A call whose name is that of a training event."""
     if not isinstance(node, ast.Call):
         return False
-    func = node.func
-    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+    func, name = node.func, _last_name(node)
     if name not in EVENTS and not name.startswith("clip_grad"):
         return False
     if name == "step" and isinstance(func, ast.Attribute):
@@ -73,41 +85,67 @@ def is_event_call(node: ast.AST) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Called:
+    """What is called inside a node."""
+
+    names: FrozenSet[str]
+    event: bool
+    backward: bool
+
+
 class _Calls:
     """What is called inside a node: kept per statement, since blocks are asked again and again."""
 
     def __init__(self) -> None:
-        self._kept: Dict[ast.AST, Tuple[FrozenSet[str], bool]] = {}
+        self._kept: Dict[ast.AST, _Called] = {}
+        self.hidden = False
+        """Whether whatever goes back has another name in this program: any event may be it."""
 
     def names(self, node: ast.AST) -> FrozenSet[str]:
         """Last names of everything called in ``node``, and of functions handed over as arguments."""
-        return self._read(node)[0]
+        return self._read(node).names
 
     def events(self, node: ast.AST) -> bool:
         """Whether ``node`` holds a training event."""
-        return self._read(node)[1]
+        return self._read(node).event
 
-    def _read(self, node: ast.AST) -> Tuple[FrozenSet[str], bool]:
+    def backward(self, node: ast.AST) -> bool:
+        """Whether ``node`` holds a backward pass."""
+        called = self._read(node)
+        return called.event if self.hidden else called.backward
+
+    def _read(self, node: ast.AST) -> _Called:
         if node in self._kept:
             return self._kept[node]
         names: Set[str] = set()
-        event = is_event_call(node)
+        event, backward = is_event_call(node), False
         if isinstance(node, ast.Call):
             names.add(_called_name(node))
             names.update(a.id for a in node.args if isinstance(a, ast.Name))
+            backward = _last_name(node) in ("backward", "manual_backward") or dotted(node.func) in _DERIVATIVES
         for child in ast.iter_child_nodes(node):
-            inner, trains = self._read(child)
-            names |= inner
-            event = event or trains
-        result = (frozenset(names - {""}), event)
+            inner = self._read(child)
+            names |= inner.names
+            event, backward = event or inner.event, backward or inner.backward
+        result = _Called(frozenset(names - {""}), event, backward)
         if isinstance(node, ast.stmt):
             self._kept[node] = result
         return result
 
 
+def _last_name(node: ast.Call) -> str:
+    func = node.func
+    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+
+
 def _called_name(node: ast.Call) -> str:
-    if isinstance(node.func, ast.Attribute) and node.func.attr in ("train", "eval"):
-        return ""  # a mode, not a function of the program
+    if isinstance(node.func, ast.Attribute):
+        if node.func.attr in ("train", "eval"):
+            return ""  # a mode, not a function of the program
+        owner = (dotted(node.func.value) or "").rsplit(".", 1)[-1]
+        if node.func.attr in EVENTS and (OPTIMIZER_NAME.search(owner) or owner.lower().endswith("scaler")):
+            return ""  # a method of PyTorch's
     return (dotted(node.func) or "").rsplit(".", 1)[-1]
 
 
@@ -147,17 +185,21 @@ class _Reader:
             ):
                 for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                     self.flow.relevant.add((self.module, line))
+                    if isinstance(node, ast.Call):
+                        self.flow.direction.setdefault((self.module, line), True)
 
     def block(self, statements: _Block, after: List[_Block]) -> None:
         """``after``: what runs, within the same function and loop, once this block is left."""
         for number, node in enumerate(statements):
+            if isinstance(node, (ast.For, ast.AsyncFor, ast.While)) and self._trains(node.body):
+                self.flow.training.add((self.module, node.lineno))
             rest = [statements[number + 1 :], *after]
             if isinstance(node, ast.If):
                 self._guard(node, node.body, node.orelse, rest)
                 self.block(node.body, rest)
                 self.block(node.orelse, rest)
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                if any(isinstance(n, (ast.For, ast.While)) and self._trains([n]) for n in ast.walk(node)):
+                if any(self._repeats(n) for n in ast.walk(node)):
                     self.flow.loops.add(node.name)
                 self.block(node.body, [])
             elif isinstance(node, (ast.For, ast.AsyncFor)):
@@ -176,6 +218,14 @@ class _Reader:
                 for case in getattr(node, "cases", []):
                     self.block(case.body, rest)
                 self._expressions(node)
+
+    def _repeats(self, node: ast.AST) -> bool:
+        """Whether this is a loop over training steps, and not over a few objects that are written out."""
+        if not isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
+            return False
+        if not isinstance(node, ast.While) and isinstance(node.iter, (ast.Tuple, ast.List)):
+            return False
+        return any(self.calls.backward(n) or bool(self.calls.names(n) & self.flow.backprop) for n in node.body)
 
     def _expressions(self, node: ast.stmt) -> None:
         for child in ast.walk(node):

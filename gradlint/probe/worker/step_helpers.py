@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from types import FrameType
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from ghost import ASSUMED_LENGTH, Ghost, GhostTensor, combine, is_instance
+from ghost import ASSUMED_LENGTH, Ghost, GhostTensor, combine, cotangent, is_instance
+from step_consume import watch
 from step_loops import limited, rounds
 from step_record import Loop
 from step_roles import MODEL
-from step_world import RunWorld
+from step_same import SameBatch
+from step_world import RunWorld, is_count
 
 
 class Helpers:
@@ -32,12 +35,17 @@ class Helpers:
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
             "_gl_item": _item,
-            "_gl_same": self._same,
+            "_gl_compare": self._compare,
+            "_gl_same": self._is,
             "_gl_cast": self._cast,
             "_gl_named": _named,
+            "_gl_counter": _counter,
+            "_gl_gradient": _gradient,
             "_gl_defined": self._defined,
             "_gl_manager": _Manager,
             "_gl_grads_changed": self._grads_changed,
+            "_gl_iterator": self._iterator,
+            "next": self._next,
             "isinstance": is_instance,
             "range": self._range,
             "print": _nothing,
@@ -69,10 +77,24 @@ class Helpers:
         return self.recorder.files.get(frame.f_code.co_filename, self.recorder.entry)
 
     def _loop(self, items: Any, line: int) -> Iterator[Any]:
-        return limited(self.recorder, items, self._module_of(sys._getframe(1)), line)
+        module = self._module_of(sys._getframe(1))
+        return limited(self.recorder, items, module, line, self._same(module, line))
 
     def _while(self, line: int) -> Iterator[Loop]:
-        return rounds(self.recorder, self._module_of(sys._getframe(1)), line)
+        module = self._module_of(sys._getframe(1))
+        return rounds(self.recorder, module, line, self._same(module, line))
+
+    def _same(self, module: str, line: int) -> Optional[SameBatch]:
+        """What makes the iterations of a loop alike, where it trains and they are to be."""
+        return self.recorder.same if (module, line) in self.world.flow.training else None
+
+    def _next(self, iterator: Any, *default: Any) -> Any:
+        same = self.recorder.same
+        return next(iterator, *default) if same is None else same.next(self.world.site(), iterator, *default)
+
+    def _iterator(self, value: Any, name: str) -> Any:
+        """A value the request asked about: watched, where it is an iterator."""
+        return watch(self.recorder, value, name)
 
     def _test(self, value: Any) -> bool:
         frame = sys._getframe(1)
@@ -106,13 +128,21 @@ class Helpers:
             return _renamed(value, f"{value.gl_name} is {'not ' if negated else ''}None", turned)
         return (value is not None) if negated else (value is None)
 
-    def _same(self, left: Any, right: Any, negated: bool) -> Any:
+    def _is(self, left: Any, right: Any, negated: bool) -> Any:
         """``x is y``: of two unknowns, or of two stand-ins (``policy is value``), not known either."""
         made = {id(m) for m in self.world.standins.made}
         if left is not right and all(isinstance(v, Ghost) or id(v) in made for v in (left, right)):
             name = f"{_title(left)} is {_title(right)}"
             return Ghost(name, key=name, negated=negated, hint=False)
         return (left is not right) if negated else (left is right)
+
+    def _compare(self, name: str, left: Any, right: Any) -> Any:
+        """A comparison; of a counter with an accumulation count that is not known, with the one that is assumed."""
+        if type(left) is int and isinstance(right, Ghost) and is_count(right):
+            right = self.world.modulus(right)
+        elif type(right) is int and isinstance(left, Ghost) and is_count(left):
+            left = self.world.modulus(left)
+        return getattr(operator, name)(left, right)
 
     def _cast(self, value: Any, path: str) -> Any:
         """A value for a path with a role: what the program made, else its stand-in."""
@@ -125,13 +155,14 @@ class Helpers:
         if isinstance(value, GhostTensor) and role == MODEL and value.gl_module is not None:
             self.world.standins.bind(path, value.gl_module)
             return value.gl_module
-        return self.world.standins.value(path)
+        return self.world.behind(value, path)
 
     def _grads_changed(self) -> None:
         """After a statement that writes ``.grad``: record a clearing where gradients vanished."""
         recorder = self.recorder
-        recorder.notice_unscaling()
-        cleared = recorder.cleared_since()
+        made, cleared = recorder.grads.written()
+        if made:
+            recorder.backwards += 1
         if not cleared:
             return
         last = recorder.events[-1] if recorder.events else None
@@ -142,6 +173,8 @@ class Helpers:
         recorder.add("zero_grad", object="assignment", cleared=cleared)
 
     def _range(self, *args: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], Ghost) and is_count(args[0]):
+            return range(self.world.modulus(args[0]))
         if any(isinstance(a, Ghost) for a in args):
             start = args[0] if len(args) > 1 and isinstance(args[0], int) else 0
             return _GhostRange(start)
@@ -211,7 +244,21 @@ def _title(value: Any) -> str:
 def _named(value: Any, name: str) -> Any:
     """An unknown result of a call is known by the name it was given: ``args = get_args()``."""
     if type(value) is Ghost and value.gl_extra is None:
-        return Ghost(name, hint=value.gl_hint)
+        named = Ghost(name, hint=value.gl_hint)
+        object.__setattr__(named, "gl_cell", value.gl_cell)
+        return named
+    return value
+
+
+def _counter(value: Any) -> Any:
+    """What a counter begins with: 0 where that is not known."""
+    return 0 if type(value) is Ghost else value
+
+
+def _gradient(owner: Any, value: Any) -> Any:
+    """What a program may assign to ``owner.grad``: of an unknown value a tensor that is as large as the owner."""
+    if isinstance(owner, torch.Tensor) and isinstance(value, Ghost):
+        return cotangent(owner.detach())
     return value
 
 

@@ -1,7 +1,7 @@
 """Imports of sliced step code: slices, PyTorch, NumPy and the standard library are real, the rest is ghosts.
 
 Training frameworks are not imported even where they are installed: their import alone costs seconds, and what
-they do with gradients is stood in for by name (``step_calls``).
+they do with gradients is stood in for (``step_frameworks``, ``step_calls``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 from ghost import Ghost
 from ghost_modules import GhostModule
 from modules import SlicedModules
+from step_frameworks import NAMES
 
 REAL = frozenset({"torch", "numpy", "typing_extensions", "__future__"})
 """Packages outside the standard library that are imported for real."""
@@ -83,7 +84,8 @@ class StepModules(SlicedModules):
 
     def _ghost(self, name: str) -> ModuleType:
         if name not in self._ghosts:
-            self._ghosts[name] = GhostModule(name)
+            self._ghosts[name] = made = GhostModule(name)
+            vars(made).update(NAMES.get(name, {}))
         return self._ghosts[name]
 
 

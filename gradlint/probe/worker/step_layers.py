@@ -49,10 +49,18 @@ def _known(made: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if any(isinstance(v, Ghost) for v in (*args, *kwargs.values())):
             args, kwargs = _without_ghosts(signature, self, args, kwargs)
+        args = tuple(_whole(v) for v in args)
+        kwargs = {k: _whole(v) for k, v in kwargs.items()}
         made(self, *args, **kwargs)
 
     __init__.gl_wrapped = True  # type: ignore[attr-defined]
     return __init__
+
+
+def _whole(value: Any) -> Any:
+    """A size that NumPy computed from an unknown shape is a whole number all the same."""
+    is_numpy = type(value).__module__ == "numpy" and type(value).__name__.startswith("float")
+    return int(value) if is_numpy and float(value).is_integer() else value
 
 
 def _without_ghosts(

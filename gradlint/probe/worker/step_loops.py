@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 from ghost import ASSUMED_LENGTH, Ghost, GhostIterator
-from step_record import MAX_IDLE, MAX_ROUNDS, MAX_STEPS, MAX_TOTAL_STEPS, Loop, Recorder, Stop
+from step_record import MAX_PASSES, MAX_ROUNDS, MAX_STEPS, MAX_TOTAL_STEPS, Loop, Recorder, Stop
+from step_same import SameBatch, seed
 
 MAX_QUIET = 20_000
 """Rounds of a ``while`` loop that trains nothing; a ``for`` loop ends by itself."""
@@ -19,15 +20,17 @@ class _Round:
     def __init__(self, recorder: Recorder, loop: Loop) -> None:
         self.steps = recorder.steps
         self.backwards = recorder.backwards
+        self.forwards = recorder.forwards
         self.events = loop.events
         self.nested = loop.nested_steps
         self.rounds = loop.rounds
 
 
-def limited(recorder: Recorder, items: Any, module: str, line: int) -> Iterator[Any]:
+def limited(recorder: Recorder, items: Any, module: str, line: int, same: Optional[SameBatch] = None) -> Iterator[Any]:
     """The items of a ``for`` loop of the user's, until it has trained enough.
 
     An iterable that raises goes on with ghosts: a data set that cannot be read still has a loop over it.
+    ``same``: given for a training loop all of whose iterations are to get the same data.
     """
     source = _iterator(items)
     loop = _open(recorder, module, line)
@@ -43,6 +46,9 @@ def limited(recorder: Recorder, items: Any, module: str, line: int) -> Iterator[
                 source = iter(GhostIterator(Ghost(f"items@{line}")))
                 loop.unknown = True
                 continue
+            if same is not None:
+                item = same.item((module, line), item)
+                seed()
             before = _Round(recorder, loop)
             yield item
             if _enough(recorder, loop, before):
@@ -52,11 +58,13 @@ def limited(recorder: Recorder, items: Any, module: str, line: int) -> Iterator[
         _close(recorder, loop)
 
 
-def rounds(recorder: Recorder, module: str, line: int) -> Iterator[Loop]:
+def rounds(recorder: Recorder, module: str, line: int, same: Optional[SameBatch] = None) -> Iterator[Loop]:
     """The rounds of a ``while`` loop; the caller marks it ``unknown`` when its condition is unknown."""
     loop = _open(recorder, module, line)
     try:
         while True:
+            if same is not None:
+                seed()
             before = _Round(recorder, loop)
             yield loop
             if _enough(recorder, loop, before):
@@ -89,7 +97,7 @@ def _close(recorder: Recorder, loop: Loop) -> None:
     if loop not in recorder.loops:
         return
     recorder.loops.remove(loop)
-    if recorder.loops and loop.idle >= MAX_IDLE:
+    if recorder.loops and loop.hopeless:
         recorder.loops[-1].gave_up = True
     if recorder.loops and (loop.steps or loop.rounds):
         recorder.loops[-1].nested_steps += loop.all_steps
@@ -108,11 +116,13 @@ def _enough(recorder: Recorder, loop: Loop, before: _Round) -> bool:
         return loop.rounds >= MAX_ROUNDS or recorder.steps >= MAX_TOTAL_STEPS
     if steps and (recorder.backwards > before.backwards or "backward" in recorder.stubs):
         loop.steps += 1
-        loop.idle = 0
+        loop.idle = loop.gathering = 0
         return loop.steps >= MAX_STEPS
     if loop.events == before.events:
         loop.quiet += 1
+        loop.passes += recorder.forwards > before.forwards
     elif loop.unknown or recorder.backwards > before.backwards:
         # a known loop over parameters or optimizers without a backward ends by itself, and must not be cut
         loop.idle += 1
-    return loop.idle >= MAX_IDLE
+        loop.gathering += recorder.backwards > before.backwards
+    return loop.hopeless or loop.passes >= MAX_PASSES

@@ -1,4 +1,4 @@
-"""Puts recorders round PyTorch's own functions: clip, backward, optimizer step, clearing, loss scaling.
+"""Puts recorders round PyTorch's own functions: clip, backward, clearing. Steps are in ``step_optim``.
 
 The functions are replaced once per process, before any user code is imported, in the modules where they are
 defined and in those that re-export them; every alias a program makes is then the recorded one. With no
@@ -7,19 +7,15 @@ recorder set they behave as they always did.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
-from ghost import Ghost, GhostTensor, gradients_in, holds_ghost
-from step_record import DELTA_LIMIT, KEYS_SHOWN, Event, Recorder, norm
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
-
-ASSUMED_LR = 1e-3
+from ghost import Ghost, GhostTensor, gradients_in, weights_of
+from step_grads import norm
+from step_record import KEYS_SHOWN, Event, Recorder
+from torch.optim import Optimizer
 
 
 class Hooks:
@@ -39,7 +35,7 @@ def install() -> None:
     _patch_clips()
     _patch_backward()
     _patch_zero_grad()
-    _patch_optimizer()
+    _patch_groups()
 
 
 def parameter_list(value: Any) -> Tuple[List[torch.Tensor], bool]:
@@ -49,7 +45,7 @@ def parameter_list(value: Any) -> Tuple[List[torch.Tensor], bool]:
     if isinstance(value, torch.Tensor):
         return [value], True
     if isinstance(value, torch.nn.Module):
-        return list(value.parameters()), True
+        return weights_of(value), True
     tensors: List[torch.Tensor] = []
     known = True
     for item in value:
@@ -69,6 +65,19 @@ def parameter_list(value: Any) -> Tuple[List[torch.Tensor], bool]:
 def own_parameters(optimizer: Optimizer) -> List[torch.Tensor]:
     """All parameters an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@contextlib.contextmanager
+def consuming(recorder: Optional[Recorder], who: str) -> Iterator[None]:
+    """While ``who`` takes the items of an iterator of parameters."""
+    if recorder is None:
+        yield
+        return
+    before, recorder.consumer = recorder.consumer, who
+    try:
+        yield
+    finally:
+        recorder.consumer = before
 
 
 # clips
@@ -116,7 +125,8 @@ def _clip(
     kwargs: Dict[str, Any],
 ) -> Any:
     iterator = isinstance(parameters, Iterator)
-    params, known = parameter_list(parameters)
+    with consuming(recorder, "clip"):
+        params, known = parameter_list(parameters)
     name = "clip_value" if by_value else "max_norm"
     limit = _argument(args, kwargs, 0, name, 1.0)
     norm_type = float("inf") if by_value else 2.0
@@ -128,19 +138,20 @@ def _clip(
     args = [a for a in args if not isinstance(a, Ghost)]
     saw = norm(params, norm_type)
     event = recorder.add("clip", saw=saw, returned=None, max_norm=limit, norm_type=norm_type, value_clip=by_value)
-    event["saw_unscaled"] = saw / recorder.scale_of(params)
+    event["saw_unscaled"] = saw / recorder.grads.scale_of(params)
     event["no_gradients"] = all(p.grad is None for p in params)
-    event["fresh"] = recorder.fresh(params)
+    event["fresh"] = recorder.grads.fresh(params)
     event["parameters_known"] = known
     event["exhausted"] = iterator and not params
-    _describe(recorder, event, params)
+    describe(recorder, event, params)
     places = [str(line) for line in event["lines"]]
     if "module" in event:
         places.append(f"{event['module']}:{event['line']}")
-    recorder.clip_at(places, params, limit if limit is not None else float("inf"), norm_type)
-    if "clip" in recorder.stubs:
+    recorder.grads.clip(places, params, limit if limit is not None else float("inf"), norm_type)
+    if recorder.clips_nothing:
         event["returned"] = None if by_value else saw
         return None if by_value else torch.tensor(saw)
+    before = recorder.grads.sizes(params)
     try:
         result = real(params, *args, **kwargs)
     except Exception as error:
@@ -149,6 +160,7 @@ def _clip(
         raise
     event["returned"] = float(result) if isinstance(result, torch.Tensor) else None
     event["after"] = norm(params, norm_type)
+    recorder.grads.clipped(params, before)
     return result
 
 
@@ -163,9 +175,10 @@ def _argument(args: List[Any], kwargs: Dict[str, Any], place: int, name: str, de
     return None if name in ("max_norm", "clip_value") else default
 
 
-def _describe(recorder: Recorder, event: Event, params: List[torch.Tensor]) -> None:
-    recorder.know(params)
-    event["parameters"] = [recorder.key(p) for p in params[:KEYS_SHOWN]]
+def describe(recorder: Recorder, event: Event, params: List[torch.Tensor]) -> None:
+    """Say in an event which parameters it is about."""
+    recorder.grads.know(params)
+    event["parameters"] = [recorder.grads.key(p) for p in params[:KEYS_SHOWN]]
     event["parameter_count"] = len(params)
 
 
@@ -206,7 +219,7 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
     try:
         scale = recorder.pending_scales.pop(0) if recorder.pending_scales else None
         event = recorder.add("backward", scaled=scale is not None, scale=scale)
-        before = recorder.snapshot()
+        before = recorder.grads.snapshot()
         if "backward" in recorder.stubs:
             event.update(reached=0, factor=1.0, stubbed=True)
             return None
@@ -215,9 +228,9 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
         except Exception as error:
             event["error"] = f"{type(error).__name__}: {error}"[:200]
             raise
-        reached, event["factor"] = recorder.after_backward(before, scale)
-        event["reached"] = len(reached)
-        _describe(recorder, event, reached)
+        done = recorder.grads.after_backward(before, scale, recorder.place())
+        event.update(reached=len(done.reached), factor=done.factor, contributed=done.contributed, stale=done.stale)
+        describe(recorder, event, done.reached)
         recorder.backwards += 1
         return result
     finally:
@@ -240,13 +253,13 @@ def _recorded_clear(real: Callable[..., Any], kind: str) -> Callable[..., Any]:
             return real(self, *args, **kwargs)
         recorder.depth += 1
         try:
-            params = own_parameters(self) if kind == "optimizer" else list(self.parameters())
-            recorder.note_gradients()
+            params = own_parameters(self) if kind == "optimizer" else weights_of(self)
             event = recorder.add("zero_grad", object=recorder.name(self, kind), saw=norm(params))
-            event["fresh"] = recorder.fresh(params)
-            _describe(recorder, event, params)
+            event["fresh"] = recorder.grads.fresh(params)
+            describe(recorder, event, params)
+            held = recorder.grads.clearable(params)
             real(self, *[a for a in args if not isinstance(a, Ghost)], **_plain(kwargs))
-            event["cleared"] = recorder.cleared_since()
+            event["cleared"] = recorder.grads.cleared(held)
             return None
         finally:
             recorder.depth -= 1
@@ -258,101 +271,13 @@ def _plain(kwargs: Dict[str, Any]) -> Dict[str, Any]:
     return {k: v for k, v in kwargs.items() if not isinstance(v, Ghost)}
 
 
-# steps
-
-
-def _patch_optimizer() -> None:
+def _patch_groups() -> None:
     real_add = Optimizer.add_param_group
 
     @functools.wraps(real_add)
     def add_param_group(self: Any, param_group: Dict[str, Any]) -> None:
         real_add(self, param_group)
         if Hooks.recorder is not None:
-            Hooks.recorder.know([p for p in self.param_groups[-1]["params"] if isinstance(p, torch.Tensor)])
+            Hooks.recorder.grads.know([p for p in self.param_groups[-1]["params"] if isinstance(p, torch.Tensor)])
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
-    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
-        kind([torch.nn.Parameter(torch.zeros(1))])  # the first instance of a class wraps its step: not the user's doing
-    register_optimizer_step_pre_hook(_before_step)
-    register_optimizer_step_post_hook(_after_step)
-
-
-def make_groups_real(optimizer: Optimizer) -> None:
-    """A learning rate that a schedule or the program set to an unknown becomes a number again."""
-    for group in optimizer.param_groups:
-        for name, value in list(group.items()):
-            if name != "params" and holds_ghost(value):
-                default = optimizer.defaults.get(name)
-                group[name] = ASSUMED_LR if default is None or holds_ghost(default) else default
-
-
-_OPEN_STEPS: List[Tuple[Any, Event, Dict[int, torch.Tensor]]] = []
-"""Steps under way, innermost last: an optimizer may wrap another."""
-
-
-def _before_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
-    recorder = Hooks.recorder
-    if recorder is None:
-        return None
-    make_groups_real(optimizer)
-    params = own_parameters(optimizer)
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    weights: Dict[int, torch.Tensor] = {}
-    if sum(p.numel() for p in params) <= DELTA_LIMIT:
-        weights = {id(p): p.detach().clone() for p in params}
-    if isinstance(closure, Ghost) or closure is None:
-        event = step_event(recorder, optimizer, params)
-        _OPEN_STEPS.append((optimizer, event, weights))
-        return (args[:1], {k: v for k, v in kwargs.items() if k != "closure"})
-    event = {}
-    _OPEN_STEPS.append((optimizer, event, weights))
-    counted = _counted(recorder, optimizer, params, event, closure)
-    if len(args) > 1:
-        return ((args[0], counted, *args[2:]), kwargs)
-    return (args, {**kwargs, "closure": counted})
-
-
-def _counted(
-    recorder: Recorder, optimizer: Any, params: List[torch.Tensor], event: Event, closure: Callable[[], Any]
-) -> Callable[[], Any]:
-    """The closure, followed by a step event: what it leaves in the gradients is what the optimizer uses."""
-    count = [0]
-
-    def evaluate() -> Any:
-        loss = closure()
-        new = step_event(recorder, optimizer, params, evaluation=count[0])
-        if not count[0]:
-            event.update(new)
-        count[0] += 1
-        if isinstance(loss, Ghost):
-            return loss.gl_value.detach() if isinstance(loss, GhostTensor) else torch.zeros(())
-        return torch.zeros(()) if loss is None else loss
-
-    return evaluate
-
-
-def step_event(recorder: Recorder, optimizer: Any, params: List[torch.Tensor], **extra: Any) -> Event:
-    raw, plain = recorder.norms(params)
-    event = recorder.add("step", object=recorder.name(optimizer, "optimizer"), norms=raw, norms_unscaled=plain, **extra)
-    event["optimizer"] = type(optimizer).__name__
-    event["norm"] = norm(params)
-    event["norm_unscaled"] = event["norm"] / recorder.scale_of(params)
-    event["scaled"] = recorder.scale_of(params) != 1.0
-    event["fresh"] = recorder.fresh(params)
-    event["no_gradients"] = all(p.grad is None for p in params)
-    _describe(recorder, event, params)
-    if recorder.pending_step is not None:
-        event["via"] = recorder.pending_step
-    recorder.steps += 1
-    recorder.pending_scales.clear()
-    recorder.used(params)
-    return event
-
-
-def _after_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
-    if Hooks.recorder is None or not _OPEN_STEPS or _OPEN_STEPS[-1][0] is not optimizer:
-        return
-    _, event, weights = _OPEN_STEPS.pop()
-    with torch.no_grad():
-        moved = [float((p - weights[id(p)]).abs().max()) for p in own_parameters(optimizer) if id(p) in weights]
-    event["delta"] = max(moved, default=None)

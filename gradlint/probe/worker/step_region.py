@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import itertools
 import re
+import sys
 import types
 from typing import Any, Dict, List, Mapping, Optional, Union
 
@@ -16,8 +17,9 @@ from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules
-from step_record import MAX_IDLE, MAX_STEPS, Stop
+from step_record import MAX_GATHERING, MAX_STEPS, Loop, Stop
 from step_roles import MODEL
+from step_same import seed
 from step_world import RunWorld
 
 MAX_YIELDED = 200
@@ -82,15 +84,22 @@ def _run_nested(region: str, tree: ast.Module, world: RunWorld) -> None:
 
 def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWorld) -> None:
     """Once if it loops over training steps itself; else as often as a loop around it would."""
-    calls = 1 if node.name in world.flow.loops or _nested_loop(node, world) else MAX_IDLE
+    once = node.name in world.flow.loops or _nested_loop(node, world)
     arguments = _Arguments(node, skipped, world)
-    trained = 0
-    for number in range(calls):
-        world.recorder.call = number
-        progress, steps = world.recorder.progress, world.recorder.steps
+    recorder, around = world.recorder, Loop("", 0, 0)
+    for number in range(1 if once else MAX_GATHERING * MAX_STEPS):
+        recorder.call = number
+        if recorder.same is not None:
+            seed()
+        progress, steps, backwards = recorder.progress, recorder.steps, recorder.backwards
         _exhaust(function(**arguments.at(number)))
-        trained += world.recorder.steps > steps
-        if world.recorder.progress == progress or trained >= MAX_STEPS:
+        if recorder.steps > steps:
+            around.steps += 1
+            around.idle = around.gathering = 0
+        else:
+            around.idle += 1
+            around.gathering += recorder.backwards > backwards
+        if recorder.progress == progress or around.steps >= MAX_STEPS or around.hopeless:
             return
 
 
@@ -192,6 +201,8 @@ def _open_class(owner: type, world: RunWorld) -> None:
                     return value
         if name.startswith("__") or name in ("_forward_hooks", "_parameters", "_modules", "_buffers"):
             raise AttributeError(name)
+        if sys._getframe(1).f_code.co_name in ("register_buffer", "register_parameter", "add_module"):
+            raise AttributeError(name)  # it asks whether the name is taken
         path = f"self.{name}"
         if world.roles.of(path) is not None:
             value = world.standins.value(path)

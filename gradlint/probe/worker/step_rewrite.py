@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import ast
 import copy
-from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, TypeVar, Union
+from typing import Container, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
+
+from step_expressions import Expressions
+from step_nodes import at, call, dotted, guard, load, names_of, store, string
 
 RERAISED = frozenset({"StopIteration", "KeyError", "IndexError", "AttributeError", "AssertionError", "ValueError"})
 """Exceptions that a user's own handler around a statement is meant to see."""
@@ -29,45 +32,37 @@ _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Bindable = (ast.Name, ast.Attribute, ast.Tuple, ast.List, ast.Starred)
 
 
-def rewrite(tree: ast.Module, roles: Dict[str, str], is_main: bool, capture: str = "") -> ast.Module:
+def rewrite(
+    tree: ast.Module,
+    roles: Dict[str, str],
+    is_main: bool,
+    capture: str = "",
+    iterators: Container[Tuple[int, str]] = (),
+) -> ast.Module:
     """A copy of ``tree`` that runs on ghosts.
 
     ``is_main``: whether ``__name__`` is ``"__main__"``. ``capture``: the qualified name of a nested function to
-    report (``_gl_defined``) when it is defined.
+    report (``_gl_defined``) when it is defined. ``iterators``: lines with the paths bound there that are watched.
     """
     tree = copy.deepcopy(tree)
-    writer = _Writer(roles, is_main, capture)
+    writer = _Writer(roles, is_main, capture, iterators)
     head = [s for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
     body = [s for s in tree.body if s not in head]
     tree.body = [*head, *writer.block(body, frozenset())]
     return ast.fix_missing_locations(tree)
 
 
-def dotted(node: ast.AST) -> Optional[str]:
-    """``self.nets[i].model`` as ``self.nets[].model``, ``nets["a"]`` as ``nets['a']``.
-
-    None for anything but names, attributes and items.
-    """
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        base = dotted(node.value)
-        return None if base is None else f"{base}.{node.attr}"
-    if isinstance(node, ast.Subscript):
-        base = dotted(node.value)
-        key = repr(node.slice.value) if isinstance(node.slice, ast.Constant) else ""
-        return None if base is None else f"{base}[{key}]"
-    return None
-
-
 class _Writer:
     """Rewrites statement lists; ``seen`` is the set of exceptions the user's code wants to see."""
 
-    def __init__(self, roles: Dict[str, str], is_main: bool, capture: str) -> None:
+    def __init__(
+        self, roles: Dict[str, str], is_main: bool, capture: str, iterators: Container[Tuple[int, str]]
+    ) -> None:
         self.roles = roles
+        self.iterators = iterators
         self.capture = [part for part in capture.split(".") if part != "<locals>"]
         self.path: List[str] = []
-        self.expressions = _Expressions(is_main)
+        self.expressions = Expressions(is_main)
 
     def block(self, statements: Sequence[ast.stmt], seen: FrozenSet[str]) -> List[ast.stmt]:
         """The rewritten statements; never empty."""
@@ -75,7 +70,7 @@ class _Writer:
         for statement in statements:
             new = self.statement(statement, seen)
             for node in new:
-                _at(node, statement)
+                at(node, statement)
             out.extend(new)
         return out or [ast.Pass()]
 
@@ -125,7 +120,7 @@ class _Writer:
         if node.decorator_list or node.args.defaults or any(node.args.kw_defaults):
             out = [self._guarded(node, [node.name], [], seen, node)]
         if is_wanted:
-            out.append(ast.Expr(value=_call("_gl_defined", _load(node.name))))
+            out.append(ast.Expr(value=call("_gl_defined", load(node.name))))
         return out
 
     def _simple(self, node: ast.stmt, seen: FrozenSet[str]) -> List[ast.stmt]:
@@ -136,22 +131,27 @@ class _Writer:
         if isinstance(node, ast.AnnAssign):
             return self._annotated(node, seen)
         names = self._loads(node)
+        counter = self._counter(node)
         plain = self.expressions.visit(node)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
             path = dotted(node.targets[0])
             if path is not None and path not in self.roles:
-                node.value = _at(_call("_gl_named", node.value, _text(path)), node.value)
+                node.value = at(call("_gl_named", node.value, string(path)), node.value)
+        owner = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(node, ast.Assign) and isinstance(owner, ast.Attribute) and owner.attr == "grad":
+            node.value = at(call("_gl_gradient", _read(owner.value), node.value), node.value)
         if isinstance(node, ast.Raise):
             return [plain]
         if isinstance(node, ast.Return):
-            fallback = ast.Return(value=_call("_gl_failed", _text("return"), _names(names), _names(sorted(seen))))
-            return [_try(plain, [fallback])]
+            fallback = ast.Return(value=call("_gl_failed", string("return"), names_of(names), names_of(sorted(seen))))
+            return [guard(plain, [fallback])]
         targets: List[ast.expr] = list(node.targets) if isinstance(node, ast.Assign) else []
-        result: List[ast.stmt] = [self._guarded(plain, targets, names, seen, node)]
+        result: List[ast.stmt] = [*counter, self._guarded(plain, targets, names, seen, node)]
         for target in targets:
             result.extend(self._casts(target))
+            result.extend(self._watches(target, node))
         if _touches_grad(node):
-            result.append(ast.Expr(value=_call("_gl_grads_changed")))
+            result.append(ast.Expr(value=call("_gl_grads_changed")))
         return result
 
     def _annotated(self, node: ast.AnnAssign, seen: FrozenSet[str]) -> List[ast.stmt]:
@@ -162,7 +162,8 @@ class _Writer:
         names = self._loads(node.value)
         node.annotation = ast.Constant(value="object")
         node.value = self.expressions.visit(node.value)
-        return [self._guarded(node, [node.target], names, seen, node), *self._casts(node.target)]
+        bound = self._guarded(node, [node.target], names, seen, node)
+        return [bound, *self._casts(node.target), *self._watches(node.target, node)]
 
     def _import(self, node: Union[ast.Import, ast.ImportFrom], seen: FrozenSet[str]) -> List[ast.stmt]:
         out: List[ast.stmt] = []
@@ -173,7 +174,7 @@ class _Writer:
             else:
                 one = ast.ImportFrom(module=node.module, names=[alias], level=node.level)
             if alias.name == "*":
-                out.append(_try(one, [ast.Expr(value=_call("_gl_failed", _text("*"), _names([]), _names([])))]))
+                out.append(guard(one, [ast.Expr(value=call("_gl_failed", string("*"), names_of([]), names_of([])))]))
                 continue
             bound = alias.asname or alias.name.split(".")[0]
             out.append(self._guarded(one, [bound], [], seen - {"ImportError"}, node))
@@ -189,15 +190,15 @@ class _Writer:
     ) -> ast.stmt:
         """``node`` in a ``try``: what it would bind is bound to a ghost when it raises."""
         text = ", ".join(t if isinstance(t, str) else (dotted(t) or "value") for t in targets) or "statement"
-        failed = _call("_gl_failed", _text(text), _names(names), _names(sorted(seen)))
-        handler: List[ast.stmt] = [ast.Assign(targets=[_store("_gl_value")], value=failed)]
+        failed = call("_gl_failed", string(text), names_of(names), names_of(sorted(seen)))
+        handler: List[ast.stmt] = [ast.Assign(targets=[store("_gl_value")], value=failed)]
         for target in targets:
-            new = _store(target) if isinstance(target, str) else _as_target(target)
+            new = store(target) if isinstance(target, str) else _as_target(target)
             if new is None:
                 continue
-            bind = ast.Assign(targets=[new], value=_load("_gl_value"))
-            handler.append(bind if isinstance(new, ast.Name) else _try(bind, [ast.Pass()]))
-        return _at(_try(node, handler), where)
+            bind = ast.Assign(targets=[new], value=load("_gl_value"))
+            handler.append(bind if isinstance(new, ast.Name) else guard(bind, [ast.Pass()]))
+        return at(guard(node, handler), where)
 
     def _casts(self, target: ast.expr) -> List[ast.stmt]:
         """Stand-ins for the names with a role that ``target`` binds."""
@@ -206,10 +207,29 @@ class _Writer:
         path = dotted(target)
         if path is None or path not in self.roles or isinstance(target, ast.Subscript):
             return []
-        load = copy.deepcopy(target)
-        load.ctx = ast.Load()  # type: ignore[attr-defined]
-        value = _call("_gl_cast", load, _text(path))
-        return [_try(ast.Assign(targets=[copy.deepcopy(target)], value=value), [ast.Pass()])]
+        value = call("_gl_cast", _read(target), string(path))
+        return [guard(ast.Assign(targets=[copy.deepcopy(target)], value=value), [ast.Pass()])]
+
+    def _counter(self, node: ast.stmt) -> List[ast.stmt]:
+        """``n += 1``: a counter of which nothing is known began at 0."""
+        if not (isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add)):
+            return []
+        if not (isinstance(node.value, ast.Constant) and type(node.value.value) is int):
+            return []
+        if not isinstance(node.target, (ast.Name, ast.Attribute)):
+            return []
+        begun = ast.Assign(targets=[copy.deepcopy(node.target)], value=call("_gl_counter", _read(node.target)))
+        return [guard(begun, [ast.Pass()])]
+
+    def _watches(self, target: ast.expr, node: ast.stmt) -> List[ast.stmt]:
+        """Watch the iterators that a statement binds, as far as the request asks for it."""
+        if isinstance(target, (ast.Tuple, ast.List)):
+            return [s for element in target.elts for s in self._watches(element, node)]
+        path = dotted(target)
+        if path is None or (node.lineno, path) not in self.iterators:
+            return []
+        watched = call("_gl_iterator", _read(target), string(path))
+        return [guard(ast.Assign(targets=[copy.deepcopy(target)], value=watched), [ast.Pass()])]
 
     def _loads(self, node: ast.AST) -> List[str]:
         """Names and paths of models read in ``node``, in order, without repetition."""
@@ -225,7 +245,7 @@ class _Writer:
 
     def _if(self, node: ast.If, seen: FrozenSet[str]) -> List[ast.stmt]:
         before = self._evaluated("_gl_test_value", node.test, seen, test=True)
-        node.test = _load("_gl_test_value")
+        node.test = load("_gl_test_value")
         node.body = self.block(node.body, seen)
         node.orelse = self.block(node.orelse, seen) if node.orelse else []
         return [before, node]
@@ -233,7 +253,7 @@ class _Writer:
     def _for(self, node: ast.For, seen: FrozenSet[str]) -> List[ast.stmt]:
         temporary = f"_gl_items_{node.lineno}_{node.col_offset}"
         before = self._evaluated(temporary, node.iter, seen)
-        node.iter = _call("_gl_loop", _load(temporary), ast.Constant(value=node.lineno))
+        node.iter = call("_gl_loop", load(temporary), ast.Constant(value=node.lineno))
         casts = self._casts(node.target)
         node.body = [*casts, *self.block(node.body, seen)]
         node.orelse = self.block(node.orelse, seen) if node.orelse else []
@@ -242,10 +262,10 @@ class _Writer:
     def _while(self, node: ast.While, seen: FrozenSet[str]) -> List[ast.stmt]:
         test = self._evaluated("_gl_test_value", node.test, seen, test=True)
         leave: List[ast.stmt] = [*(self.block(node.orelse, seen) if node.orelse else []), ast.Break()]
-        stop = ast.If(test=ast.UnaryOp(op=ast.Not(), operand=_load("_gl_test_value")), body=leave, orelse=[])
-        body = [_at(test, node), _at(stop, node), *self.block(node.body, seen)]
-        rounds = _call("_gl_while", ast.Constant(value=node.lineno))
-        return [ast.For(target=_store("_gl_round"), iter=rounds, body=body, orelse=[])]
+        stop = ast.If(test=ast.UnaryOp(op=ast.Not(), operand=load("_gl_test_value")), body=leave, orelse=[])
+        body = [at(test, node), at(stop, node), *self.block(node.body, seen)]
+        rounds = call("_gl_while", ast.Constant(value=node.lineno))
+        return [ast.For(target=store("_gl_round"), iter=rounds, body=body, orelse=[])]
 
     def _with(self, node: ast.With, seen: FrozenSet[str]) -> List[ast.stmt]:
         """Each manager is evaluated by itself and entered through a wrapper that cannot fail."""
@@ -254,12 +274,10 @@ class _Writer:
             temporary = f"_gl_with_{node.lineno}_{node.col_offset}_{number}"
             before = self._evaluated(temporary, item.context_expr, seen)
             casts = self._casts(item.optional_vars) if item.optional_vars is not None else []
-            entered = ast.withitem(
-                context_expr=_call("_gl_manager", _load(temporary)), optional_vars=item.optional_vars
-            )
+            entered = ast.withitem(context_expr=call("_gl_manager", load(temporary)), optional_vars=item.optional_vars)
             body = [before, ast.With(items=[entered], body=[*casts, *body])]
             for new in body:
-                _at(new, node)
+                at(new, node)
         return body
 
     def _try(self, node: ast.Try, seen: FrozenSet[str]) -> List[ast.stmt]:
@@ -277,53 +295,12 @@ class _Writer:
         names = self._loads(value)
         text = dotted(value) or "value"
         new = self.expressions.visit(value)
-        failed: ast.expr = _call("_gl_failed", _text(text), _names(names), _names(sorted(seen)))
+        failed: ast.expr = call("_gl_failed", string(text), names_of(names), names_of(sorted(seen)))
         if test:
-            new, failed = _call("_gl_test", new), _call("_gl_test", failed)
-        plain = _at(ast.Assign(targets=[_store(name)], value=new), value)
-        handler = _at(ast.Assign(targets=[_store(name)], value=failed), value)
-        return _at(_try(plain, [handler]), value)
-
-
-class _Expressions(ast.NodeTransformer):
-    """``not x``, ``x is None`` and conditional expressions, so that they know ghosts; ``__name__`` of a script."""
-
-    def __init__(self, is_main: bool) -> None:
-        self.is_main = is_main
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id == "__name__" and self.is_main:
-            return _at(_text("__main__"), node)
-        return node
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node.op, ast.Not):
-            return _at(_call("_gl_not", node.operand), node)
-        return node
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        self.generic_visit(node)
-        if len(node.ops) == 1 and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
-            right = node.comparators[0]
-            if isinstance(right, ast.Constant) and right.value is None:
-                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
-                return _at(_call("_gl_is_none", node.left, _text(dotted(node.left) or ""), negated), node)
-            if not isinstance(right, ast.Constant):
-                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
-                return _at(_call("_gl_same", node.left, right, negated), node)
-        return node
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node.ctx, ast.Load) and isinstance(node.slice, (ast.Name, ast.Attribute, ast.Call)):
-            return _at(_call("_gl_item", node.value, node.slice), node)
-        return node
-
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        self.generic_visit(node)
-        node.test = _at(_call("_gl_test", node.test), node.test)
-        return node
+            new, failed = call("_gl_test", new), call("_gl_test", failed)
+        plain = at(ast.Assign(targets=[store(name)], value=new), value)
+        handler = at(ast.Assign(targets=[store(name)], value=failed), value)
+        return at(guard(plain, [handler]), value)
 
 
 def _plain_import(alias: ast.alias) -> ast.stmt:
@@ -358,48 +335,12 @@ def _touches_grad(node: ast.stmt) -> bool:
     return False
 
 
+def _read(target: ast.expr) -> ast.expr:
+    """The expression that reads what ``target`` binds."""
+    read = copy.deepcopy(target)
+    read.ctx = ast.Load()  # type: ignore[attr-defined]
+    return read
+
+
 def _as_target(node: ast.expr) -> Optional[ast.expr]:
     return copy.deepcopy(node) if isinstance(node, _Bindable) else None
-
-
-def _try(node: ast.stmt, handler: List[ast.stmt]) -> ast.Try:
-    caught = ast.ExceptHandler(type=_load("_gl_Exception"), name=None, body=handler)
-    return ast.Try(body=[node], handlers=[caught], orelse=[], finalbody=[])
-
-
-def _call(name: str, *args: ast.expr) -> ast.Call:
-    return ast.Call(func=_load(name), args=list(args), keywords=[])
-
-
-def _load(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Load())
-
-
-def _store(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Store())
-
-
-def _text(value: str) -> ast.Constant:
-    return ast.Constant(value=value)
-
-
-def _names(names: Sequence[str]) -> ast.Tuple:
-    return ast.Tuple(elts=[ast.Constant(value=n) for n in names], ctx=ast.Load())
-
-
-_Node = TypeVar("_Node", bound=ast.AST)
-
-
-def _at(new: _Node, old: ast.AST) -> _Node:
-    """Give ``new`` and the nodes in it that have no place the place of ``old``."""
-    place: Tuple[int, int] = (getattr(old, "lineno", 1), getattr(old, "col_offset", 0))
-    todo: List[ast.AST] = [new]
-    while todo:
-        node = todo.pop()
-        if "lineno" in node._attributes and not hasattr(node, "lineno"):
-            node.lineno, node.col_offset = place  # type: ignore[attr-defined]
-            node.end_lineno, node.end_col_offset = place  # type: ignore[attr-defined]
-        elif "lineno" in node._attributes and node is not new:
-            continue
-        todo.extend(ast.iter_child_nodes(node))
-    return new

@@ -11,15 +11,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple, Union
 
-from step_rewrite import dotted
+from ghost import words
+from step_nodes import dotted
 
 MODEL = "model"
 OPTIMIZER = "optimizer"
 SCALER = "scaler"
+ACCELERATOR = "accelerator"
+FABRIC = "fabric"
 MANY = "many "
 """Prefix of the role of a collection: ``many optimizer``."""
 
-_OPTIMIZER_NAME = re.compile(r"opt(im|imi[sz]ers?|s|$|_|\[|[A-Z])|solver|^sgd$|^adamw?$|optim", re.IGNORECASE)
+OPTIMIZER_NAME = re.compile(r"opt(im|imi[sz]ers?|s|$|_|\[|[A-Z])|solver|^sgd$|^adamw?$|optim", re.IGNORECASE)
 _NOT_OPTIMIZER = re.compile(
     r"sched|^lr|_lr|ema|env|metric|prof|pbar|bar$|progress|engine|timer|meter|writer|warm|anneal|accelerator|^self$",
     re.IGNORECASE,
@@ -30,6 +33,11 @@ _PLAIN = re.compile(
 )
 """Names of plain values, whatever they are handed to."""
 _SURE_MODEL_NAME = re.compile(r"^(model|net|network)$")
+_FRAMEWORKS = (
+    (ACCELERATOR, "backward prepare accumulate clip_grad_norm_ clip_grad_value_ unwrap_model gather no_sync"),
+    (FABRIC, "backward setup clip_gradients setup_module setup_optimizers no_backward_sync setup_dataloaders"),
+)
+"""Objects of frameworks: what their name ends with, and methods that show it."""
 _PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
 _AFFINITY_WORDS = re.compile(
     r"optimi[sz]ers?|optims?|opts?|solver|loss(es)?|backward|models?|network|nets?|self|module|the|[^a-zA-Z]",
@@ -55,6 +63,8 @@ class Roles:
     children: Dict[str, List[str]] = field(default_factory=dict)
     """Submodules whose parameters are taken apart: ``model`` -> [``encoder``, ``head``]."""
     optimizers: List[OptimizerCall] = field(default_factory=list)
+    comes_prepared: bool = False
+    """Whether an accelerator comes from outside, with what it prepared."""
 
     def of(self, path: str) -> Optional[str]:
         """The role of a path; an item of which nothing is known is like the others (``nets[]``)."""
@@ -92,6 +102,8 @@ def infer(trees: Iterable[ast.Module]) -> Roles:
     _fold_children(roles)
     for tree in trees:
         roles.optimizers.extend(_optimizer_calls(tree))
+    prepares = any("prepare" in use.methods or "prepare_optimizer" in use.methods for use in uses.values())
+    roles.comes_prepared = ACCELERATOR in roles.by_path.values() and not prepares
     return roles
 
 
@@ -155,12 +167,15 @@ def _is_scaler(path: str, use: _Use) -> bool:
 
 def _role(path: str, use: _Use) -> Optional[str]:
     last = path.rsplit(".", 1)[-1]
+    for role, methods in _FRAMEWORKS:
+        if last.lower().endswith(role) and use.methods & words(methods):
+            return role
     if _is_scaler(path, use):
         return SCALER
     if use.holds_optimizer:
         return OPTIMIZER
     steps, clears = "step" in use.methods, "zero_grad" in use.methods
-    named = bool(_OPTIMIZER_NAME.search(last))
+    named = bool(OPTIMIZER_NAME.search(last))
     if _NOT_OPTIMIZER.search(last) and not (steps and clears):
         steps = named = False
     if last == "self" or path == "self":
@@ -180,6 +195,7 @@ def _travel(trees: List[ast.Module], by_path: Dict[str, str], classes: Set[str])
     ``classes``: paths that are only called, so that an optimizer of that name is a class.
     """
     links: Set[Tuple[str, str]] = set()
+    passed: Set[Tuple[str, str]] = set()
     functions = _functions(trees)
     for tree in trees:
         for node in ast.walk(tree):
@@ -190,17 +206,25 @@ def _travel(trees: List[ast.Module], by_path: Dict[str, str], classes: Set[str])
                     if left and right:
                         links.add((left, right))
             elif isinstance(node, ast.Call):
-                links |= set(_argument_links(node, functions))
-            elif isinstance(node, ast.For):
+                passed |= set(_argument_links(node, functions))
+            elif isinstance(node, (ast.For, ast.comprehension)):
                 _loop_role(node, by_path)
+    own = frozenset(by_path)
     for _ in range(4):
         for left, right in links:
-            for a, b in ((left, right), (right, left)):
-                if a not in by_path or b in by_path or _NOT_OPTIMIZER.search(b) or _PLAIN.search(b):
-                    continue
-                if by_path[a] == OPTIMIZER and b in classes:
-                    continue
-                by_path[b] = by_path[a]
+            _carry(left, right, by_path, classes)
+            _carry(right, left, by_path, classes)
+        for parameter, argument in passed:
+            _carry(argument, parameter, by_path, classes)
+            if parameter in own:  # not from one call of ``exists(value)`` to the next
+                _carry(parameter, argument, by_path, classes)
+
+
+def _carry(source: str, target: str, by_path: Dict[str, str], classes: Set[str]) -> None:
+    if source not in by_path or target in by_path or _NOT_OPTIMIZER.search(target) or _PLAIN.search(target):
+        return
+    if by_path[source] != OPTIMIZER or target not in classes:
+        by_path[target] = by_path[source]
 
 
 def _functions(trees: Iterable[ast.Module]) -> Dict[str, List[str]]:
@@ -237,14 +261,32 @@ def _argument_links(node: ast.Call, functions: Dict[str, List[str]]) -> Iterable
             yield keyword.arg, path
 
 
-def _loop_role(node: ast.For, by_path: Dict[str, str]) -> None:
-    target = dotted(node.target)
-    source = node.iter
-    if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and source.func.attr == "values":
-        source = source.func.value
-    path = dotted(source)
-    if target in by_path and path and path not in by_path and not by_path[target].startswith(MANY):
-        by_path[path] = MANY + by_path[target]
+def _loop_role(node: Union[ast.For, ast.comprehension], by_path: Dict[str, str]) -> None:
+    """A collection whose items have a role: ``for o in opts``, ``for m, o in zip(nets, opts)``, ``.values()``."""
+    for target, source in _paired(node.target, node.iter):
+        name, path = dotted(target), dotted(source)
+        if name in by_path and path and path not in by_path and not by_path[name].startswith(MANY):
+            by_path[path] = MANY + by_path[name]
+
+
+def _paired(target: ast.expr, source: ast.expr) -> Iterable[Tuple[ast.expr, ast.expr]]:
+    """Targets of a loop with the collections that their values come from."""
+    parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and not source.args:
+        if source.func.attr == "values":
+            yield target, source.func.value
+        elif source.func.attr == "items" and len(parts) == 2:
+            yield parts[1], source.func.value
+    elif isinstance(source, ast.Call) and isinstance(source.func, ast.Name):
+        if source.func.id == "zip" and len(parts) == len(source.args):
+            for part, argument in zip(parts, source.args):
+                yield from _paired(part, argument)
+        elif source.func.id == "enumerate" and len(parts) == 2 and source.args:
+            yield from _paired(parts[1], source.args[0])
+        elif source.func.id in ("list", "reversed", "tuple") and source.args:
+            yield from _paired(target, source.args[0])
+    else:
+        yield target, source
 
 
 def _fold_children(roles: Roles) -> None:

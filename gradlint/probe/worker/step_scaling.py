@@ -7,7 +7,8 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 from ghost import Ghost, GhostTensor
-from step_patch import Hooks, own_parameters, step_event
+from step_optim import step_event
+from step_patch import Hooks, own_parameters
 
 
 def install() -> None:
@@ -40,7 +41,7 @@ def install() -> None:
         except Exception as error:
             event["error"] = f"{type(error).__name__}: {error}"[:200]
             raise
-        recorder.unscaled(own_parameters(optimizer))
+        recorder.grads.unscaled(own_parameters(optimizer))
 
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = Hooks.recorder

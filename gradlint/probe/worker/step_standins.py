@@ -6,8 +6,11 @@ import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
-from ghost import Ghost, combine, scalar_of, short
-from step_roles import MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with
+from ghost import Gate, Ghost, combine, scalar_of, short, weights_of
+from step_accelerate import Accelerator
+from step_fabric import Fabric
+from step_roles import ACCELERATOR, FABRIC, MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with
+from step_wrapped import WrappedOptimizer
 
 WIDTH = 4
 DEFAULT_LR = 1e-3
@@ -76,7 +79,10 @@ class Many:
         self._elements: Dict[str, Any] = {}
 
     def __getitem__(self, key: Any) -> Any:
-        place = f"[{short(key)}]"
+        return self.at(f"[{short(key)}]")
+
+    def at(self, place: str) -> Any:
+        """The element at ``[0]`` or ``['name']``."""
         if place not in self._elements:
             self._elements[place] = self._make(self.gl_name + place)
         return self._elements[place]
@@ -118,8 +124,9 @@ class Many:
 class StandIns:
     """The objects behind the paths with a role, made when first asked for; real ones are bound by the program."""
 
-    def __init__(self, roles: Roles, assumed: Dict[str, Any]) -> None:
+    def __init__(self, roles: Roles, assumed: Dict[str, Any], gate: Gate) -> None:
         self.roles = roles
+        self.gate = gate
         self.assumed = assumed
         self.bound: Dict[str, Any] = {}
         self.maybe_none: Dict[int, str] = {}
@@ -142,7 +149,15 @@ class StandIns:
         if role.startswith(MANY):
             return Many(path, lambda place: self._make(place, role[len(MANY) :]))
         if role == OPTIMIZER:
-            return self.optimizer(path)
+            made = self.optimizer(path)
+            # whoever passes an accelerator along with an optimizer has prepared the optimizer
+            gate = self.gate
+            return WrappedOptimizer(made, lambda: gate.open) if self.roles.comes_prepared else made
+        if role in (ACCELERATOR, FABRIC):
+            self.assumed.setdefault(path, role)
+            if role == FABRIC:
+                return Fabric()
+            return Accelerator(gradient_accumulation_steps=Ghost(f"{path}.gradient_accumulation_steps"))
         if role == SCALER:
             scaler = torch.amp.GradScaler("cpu")
             self.maybe_none[id(scaler)] = path
@@ -163,7 +178,8 @@ class StandIns:
         """An optimizer over the models that belong to ``path``: as the text constructs it, else SGD."""
         call = self._constructor(path)
         models = [module] if module is not None else self._models_for(path, call)
-        parameters = unique([p for m in models for p in m.parameters() if p.requires_grad])
+        parameters = unique([p for m in models for p in weights_of(m) if p.requires_grad])
+        parameters = parameters or list(self.model(f"{path}.model").parameters())
         kind = getattr(torch.optim, call.name, None) if call is not None else None
         if kind is not None and call is not None:
             try:
@@ -190,7 +206,27 @@ class StandIns:
                 found[path] = value
         return found
 
+    def _partner(self, path: str) -> Optional[torch.nn.Module]:
+        """The model ``models[k]`` that goes with the optimizer ``optimizers[k]``."""
+        base, bracket, key = path.partition("[")
+        prefix = base.rpartition(".")[0]
+        for other, role in self.roles.by_path.items() if bracket else ():
+            if other.rpartition(".")[0] != prefix:
+                continue
+            found = None
+            if role == MANY + MODEL:
+                many = self.value(other)
+                found = many.at(bracket + key) if isinstance(many, Many) else None
+            elif role == MODEL and other.endswith("[]"):
+                found = self.value(other[:-2] + bracket + key)
+            if isinstance(found, torch.nn.Module):
+                return found
+        return None
+
     def _models_for(self, path: str, call: Optional[OptimizerCall]) -> List[torch.nn.Module]:
+        partner = self._partner(path)
+        if partner is not None:
+            return [partner]
         prefix = path.rpartition(".")[0]
         for other, role in list(self.roles.by_path.items()):
             base = other.rpartition(".")[0]
@@ -211,7 +247,7 @@ class StandIns:
         """A loss of which only the name is known: it depends on the models that go with the name."""
         models = self.models()
         chosen = [models[p] for p in goes_with(name, models)]
-        parameters = unique([p for m in chosen for p in m.parameters() if p.requires_grad])
+        parameters = unique([p for m in chosen for p in weights_of(m) if p.requires_grad])
         if not parameters:
             parameters = list(self.model("model").parameters())
         total = scalar_of(parameters[0])

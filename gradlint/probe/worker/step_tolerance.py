@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import random
-import sys
 import time
 from argparse import ArgumentParser, Namespace
-from types import FrameType
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
+import step_tensors
 import torch
 import torch.multiprocessing
-from ghost import Ghost, combine, gradients_in, holds_ghost, is_tensor, world
+from ghost import Ghost, combine, gradients_in, holds_ghost, is_tensor, weights_of, words, world
 from ghost_modules import GhostModule, attribute_of
-from step_patch import ASSUMED_LR, Hooks, parameter_list
+from step_consume import Watched
+from step_optim import ASSUMED_LR
+from step_patch import Hooks, consuming, parameter_list
+from step_same import seed as seed_all
 
 
 class _State:
@@ -39,6 +40,7 @@ def install(is_user_module: Callable[[str], bool]) -> None:
     _tolerant_loader()
     _tolerant_arguments()
     _tolerant_scaler()
+    step_tensors.install()
     _harmless()
 
 
@@ -54,7 +56,7 @@ def _tolerant_modules() -> None:
             return real_call(self, *args, **kwargs)
         own = _State.user_modules(type(self).__module__)
         unknown = holds_ghost(args) or holds_ghost(kwargs)
-        trained = _State.depth == 0 and next(self.parameters(), None) is not None
+        trained = _State.depth == 0 and bool(weights_of(self))
         if unknown and trained and not hasattr(self, "gl_name"):
             Hooks.recorder.unknown_inputs = True
         if unknown and not own and not _runs_on_ghosts(self):
@@ -97,9 +99,24 @@ def _unless_ghost(real: Callable[..., Any]) -> Callable[..., Any]:
 # optimizers
 
 
+_OF_WRAPPERS = words(
+    "backward clip_master_grads clip_grad_norm clip_grads first_step second_step step_and_update_lr pc_backward "
+    "synchronize skip_synchronize update_master_grads update_lr set_lr get_lr multiply_grads"
+)
+"""Methods of optimizers that wrap others (apex, fairseq, Horovod, SAM): an optimizer may stand for one."""
+
+
 def _tolerant_optimizers() -> None:
+    def __getattr__(self: Any, name: str) -> Any:
+        if name not in _OF_WRAPPERS or Hooks.recorder is None:
+            raise AttributeError(name)
+        ghost = Ghost(f"optimizer.{name}")
+        object.__setattr__(ghost, "gl_extra", self)
+        return ghost
+
+    torch.optim.Optimizer.__getattr__ = __getattr__  # type: ignore[attr-defined]
     for kind in _subclasses(torch.optim.Optimizer):
-        if "__init__" in vars(kind):
+        if "__init__" in vars(kind) and kind.__module__.startswith("torch."):
             kind.__init__ = _with_real_arguments(kind.__init__)
 
 
@@ -119,9 +136,22 @@ def _with_real_arguments(real: Callable[..., Any]) -> Callable[..., Any]:
             del kwargs[name]
             if name == "lr":
                 kwargs["lr"] = Hooks.number(value, ASSUMED_LR)
-        real(self, _real_groups(params), **kwargs)
+        try:
+            with consuming(Hooks.recorder, "optimizer"):
+                real(self, _real_groups(params), **kwargs)
+        except Exception as error:
+            if isinstance(params, Watched) and params.last is not None:
+                params.last["error"] = f"{type(error).__name__}: {error}"[:200]
+            raise
 
     return init
+
+
+_DEFAULTED = words(
+    "lr weight_decay momentum dampening nesterov betas alpha eps amsgrad centered maximize foreach fused "
+    "differentiable capturable lr_decay initial_accumulator_value"
+)
+"""Options of PyTorch's optimizers: one that is not known has its default."""
 
 
 def _real_groups(params: Any) -> Any:
@@ -133,7 +163,8 @@ def _real_groups(params: Any) -> Any:
         groups = []
         for group in params:
             if isinstance(group, dict):
-                plain = {k: v for k, v in group.items() if k == "params" or not isinstance(v, Ghost)}
+                plain = {k: v for k, v in group.items() if k not in _DEFAULTED or not isinstance(v, Ghost)}
+                plain = {k: float(v) if isinstance(v, Ghost) and k != "params" else v for k, v in plain.items()}
                 groups.append({**plain, "params": parameter_list(group.get("params", ()))[0]})
         return groups
     if not holds_ghost(params) and not isinstance(params, torch.nn.Module):
@@ -242,21 +273,11 @@ def _tolerant_scaler() -> None:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         enabled = kwargs.get("enabled", True)
         if isinstance(enabled, Ghost):
-            kwargs["enabled"] = _asked_by_user(enabled)
+            kwargs["enabled"] = world().asked(enabled)
         plain = {k: v for k, v in kwargs.items() if not isinstance(v, Ghost)}
         real(self, *[a for a in args if not isinstance(a, Ghost)], **plain)
 
     kind.__init__ = init  # type: ignore[method-assign]
-
-
-def _asked_by_user(ghost: Ghost) -> bool:
-    """The truth of a ghost as a guard on the line of the user's call."""
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None:
-        if Hooks.recorder is not None and frame.f_code.co_filename in Hooks.recorder.files:
-            return world().truth(ghost, frame)
-        frame = frame.f_back
-    return True
 
 
 # the rest
@@ -318,15 +339,7 @@ class _Wrapped(torch.nn.Module):
 
 def start(seed: int = 0) -> None:
     """Bring the process back to a known state before a path."""
-    random.seed(seed)
-    torch.manual_seed(seed)
+    seed_all(seed)
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
-    numpy: Optional[Any] = _numpy()
-    if numpy is not None:
-        numpy.random.seed(seed)
     _State.depth = 0
-
-
-def _numpy() -> Optional[Any]:
-    return sys.modules.get("numpy")

@@ -10,18 +10,28 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import step_calls
 import torch
-from ghost import MISSING, Ghost, GhostTensor, World, gradients_in
+from ghost import MISSING, Ghost, GhostTensor, World, gradients_in, weights_of
 from ghost_modules import base_for
-from step_flow import Flow
+from step_flow import Flow, Place
 from step_record import Recorder
-from step_roles import _OPTIMIZER_NAME, MODEL, OPTIMIZER, SCALER, Roles
-from step_standins import StandIns
+from step_roles import MODEL, OPTIMIZER, OPTIMIZER_NAME, SCALER, Roles
+from step_same import ACCUMULATED
+from step_standins import StandInModel, StandIns
 
 _FALSE_NAMES = re.compile(r"isnan|isinf|overflow|found_inf|early_stop|should_stop|\.done$", re.IGNORECASE)
 _TRUE_NAMES = re.compile(r"isfinite")
 _OFF_NAMES = re.compile(r"resume|eval_only|evaluate|debug|dry_run|sanity|profil|test_only|distributed", re.IGNORECASE)
 _TELLING = re.compile(r"clip|norm|grad|thresh|lr$|accum|scale", re.IGNORECASE)
 """Unknown numbers worth listing among the assumptions."""
+_COUNT_NAMES = re.compile(
+    r"accum|update_(freq|every|interval)|grad_acc|(n|num)_micro|micro_?batches|iter_size|virtual_batch", re.IGNORECASE
+)
+"""Unknown numbers that count the micro-batches of a step."""
+
+
+def is_count(ghost: Ghost) -> bool:
+    """Whether an unknown is, by its name, the length of an accumulation window."""
+    return bool(_COUNT_NAMES.search(ghost.gl_name.rsplit(".", 1)[-1]))
 
 
 class RunWorld(World):
@@ -36,11 +46,12 @@ class RunWorld(World):
         assigned: Mapping[str, bool],
         assumed: Dict[str, Any],
     ) -> None:
+        super().__init__()
         self.recorder = recorder
         self.roles = roles
         self.flow = flow
         self.assumed = assumed
-        self.standins = StandIns(roles, assumed)
+        self.standins = StandIns(roles, assumed, self.gate)
         self.answers: Dict[str, bool] = {}
         self.flippable: Dict[str, bool] = {}
         """Relevant guards in the order in which they were first asked, with their answer."""
@@ -48,8 +59,10 @@ class RunWorld(World):
         self._assigned = dict(assigned)
         self._values = {name[5:] if name.startswith("self.") else name: _literal(v) for name, v in values.items()}
         self._hidden: Dict[int, Any] = {}
-        self.forced = False
-        """Whether known guards, too, are answered towards the calls of interest."""
+        self.forced: Optional[Set[Place]] = None
+        """Set where known guards, too, are answered towards the calls of interest; but not those in it."""
+        self.passed: Set[Place] = set()
+        """Known guards that led towards the calls of interest by themselves, now and then."""
         self.captured: Any = None
         """The nested function that is the region, once its ``def`` ran."""
 
@@ -72,14 +85,33 @@ class RunWorld(World):
             self.guards.setdefault(line, answer)
         return answer
 
+    def slimmed(self, model: StandInModel) -> None:
+        """A class of the program made a stand-in, since its own model is too slow."""
+        self.standins.made.append(model)
+        self.assumed[model.gl_name] = "stand-in model"
+
+    def asked(self, value: Any) -> bool:
+        """The truth of a value that a framework asks for: a guard on the line of the user's call."""
+        if not isinstance(value, Ghost):
+            return bool(value)
+        frame: Optional[FrameType] = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename not in self.recorder.files:
+            frame = frame.f_back
+        return True if frame is None else self.truth(value, frame)
+
     def steered(self, answer: bool, frame: FrameType) -> bool:
         """A known guard, answered towards the calls of interest where the program's state is not its real one.
 
         ``if len(memory) < BATCH_SIZE: return`` is true of a memory that nothing was pushed to.
         """
         module = self.recorder.files.get(frame.f_code.co_filename)
-        wanted = self.flow.direction.get((module, frame.f_lineno)) if self.forced and module is not None else None
-        if wanted is None or wanted is answer:
+        place = (module or "", frame.f_lineno)
+        wanted = self.flow.direction.get(place)
+        if wanted is None:
+            return answer
+        if wanted is answer:
+            self.passed.add(place)
+        if wanted is answer or self.forced is None or place in self.forced:
             return answer
         line = str(frame.f_lineno) if module == self.recorder.entry else f"{module}:{frame.f_lineno}"
         self.guards.setdefault(line, wanted)
@@ -91,24 +123,40 @@ class RunWorld(World):
         wanted = self.flow.direction.get(place)
         if wanted is not None:
             return wanted ^ ghost.gl_negated
-        if ghost.gl_hint is not MISSING:
+        if ghost.gl_hint is not MISSING and (ghost.gl_hint or self.forced is None):
             return bool(ghost.gl_hint)
         return not _OFF_NAMES.search(ghost.gl_key)
 
     def modulus(self, ghost: Ghost) -> int:
-        """An unknown accumulation count: 1, and 2 on the path that flips it."""
-        key = f"% {ghost.gl_key}"
+        """An unknown accumulation count: 1, and 2 on the path that flips it; 4 where all batches are alike."""
         module, line, _ = self.recorder.where()
+        return self._count(ghost, (module, line) in self.flow.relevant)
+
+    def window(self, ghost: Ghost) -> int:
+        """The same where a framework does the counting."""
+        return self._count(ghost, True)
+
+    def _count(self, ghost: Ghost, matters: bool) -> int:
+        if self.recorder.same is not None:
+            self.assumed.setdefault(ghost.gl_name, ACCUMULATED)
+            return ACCUMULATED
+        key = f"% {ghost.gl_key}"
         single = self._assigned.get(key, True)
-        if (module, line) in self.flow.relevant:
+        if matters:
             self.flippable.setdefault(key, single)
         self.assumed.setdefault(ghost.gl_name, 1)
         return 1 if single else 2
+
+    def prepared(self, ghost: Ghost) -> Any:
+        """The stand-in for an unknown that has a role."""
+        return ghost if self.role(ghost) is None and "is" not in ghost.gl_cell else self.behind(ghost)
 
     def number(self, ghost: Ghost) -> float:
         """Its default, or 1; an assumption that matters is listed."""
         if isinstance(ghost.gl_hint, (int, float)) and not isinstance(ghost.gl_hint, bool):
             return float(ghost.gl_hint)
+        if is_count(ghost):
+            return float(self.modulus(ghost))
         if _TELLING.search(ghost.gl_name):
             self.assumed.setdefault(ghost.gl_name, 1)
         return 1.0
@@ -158,7 +206,21 @@ class RunWorld(World):
 
     def is_model(self, ghost: Ghost) -> bool:
         """Whether this ghost is, or was used as, a model."""
+        if "is" in ghost.gl_cell:
+            return isinstance(ghost.gl_cell["is"], torch.nn.Module)
         return self.role(ghost) == MODEL or ghost.gl_name in self.standins.bound
+
+    def behind(self, ghost: Ghost, path: Optional[str] = None) -> Any:
+        """What an unknown stands for: one and the same under all the names it is given."""
+        path = path or ghost.gl_name
+        if "is" in ghost.gl_cell:
+            found = ghost.gl_cell["is"]
+            if _fits(found, self.roles.of(path)):
+                self.standins.bound[path] = found
+                return found
+        value = self.standins.value(path)
+        ghost.gl_cell.setdefault("is", value)
+        return value
 
     def call(self, ghost: Ghost, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """See :mod:`step_calls`."""
@@ -175,7 +237,7 @@ class RunWorld(World):
             return _module(owner.gl_module)
         if isinstance(owner.gl_extra, torch.nn.Module) and owner.gl_name.count(".") > 0:
             return self._submodule(owner)
-        return _module(self.standins.value(owner.gl_name))
+        return _module(self.behind(owner))
 
     def _submodule(self, owner: Ghost) -> Optional[torch.nn.Module]:
         """``model.encoder`` of a stand-in model: registered in it from now on."""
@@ -187,15 +249,17 @@ class RunWorld(World):
     def optimizer_behind(self, method: Ghost) -> Optional[torch.optim.Optimizer]:
         """The optimizer whose ``step`` or ``zero_grad`` this is, if the owner is one by role or name."""
         owner = method.gl_owner
+        if isinstance(method.gl_extra, torch.optim.Optimizer):
+            return method.gl_extra
         if isinstance(method.gl_extra, torch.nn.Module):
             return self._engine_optimizer(method.gl_extra) if method.gl_name.endswith(".step") else None
         if owner is None or isinstance(owner, GhostTensor):
             return None
         role = self.role(owner)
         last = owner.gl_name.rsplit(".", 1)[-1]
-        if role == OPTIMIZER or (role is None and _OPTIMIZER_NAME.search(last)):
+        if role == OPTIMIZER or (role is None and OPTIMIZER_NAME.search(last)):
             self.roles.by_path.setdefault(re.sub(r"\[[^\]]*\]", "[]", owner.gl_name), OPTIMIZER)
-            value = self.standins.value(owner.gl_name)
+            value = self.behind(owner)
             return value if isinstance(value, torch.optim.Optimizer) else None
         return None
 
@@ -205,31 +269,29 @@ class RunWorld(World):
         optimizer: torch.optim.Optimizer = self._hidden[id(module)]
         return optimizer
 
-    def engine(self, module: Any) -> Any:
-        """DeepSpeed's engine: the model, with ``backward`` and ``step``."""
-        return module
-
     def scaler_behind(self, method: Ghost) -> Optional[torch.amp.GradScaler]:
         """The scaler whose method this is, if the owner is one by role or name."""
         owner = method.gl_owner
         if owner is None or not (self.role(owner) == SCALER or "scaler" in owner.gl_name.lower()):
             return None
         self.roles.by_path.setdefault(re.sub(r"\[[^\]]*\]", "[]", owner.gl_name), SCALER)
-        value = self.standins.value(owner.gl_name)
+        value = self.behind(owner)
         return value if isinstance(value, torch.amp.GradScaler) else None
 
     def unknown_parameters(self) -> List[torch.Tensor]:
         """What an unknown collection of parameters stands for: all there are."""
-        known = self.recorder.known
+        known = self.recorder.grads.known
         if not known:
-            known = [p for m in self.standins.models().values() for p in m.parameters()]
+            known = [p for m in self.standins.models().values() for p in weights_of(m)]
         return known or list(self.standins.model("model").parameters())
 
-    def run_backward(self, loss: Any) -> None:
+    def run_backward(self, loss: Any, divisor: int = 1, scaler: Optional[torch.amp.GradScaler] = None) -> None:
         """A recorded backward of whatever carries the gradient; of a stand-in loss where nothing does."""
         parts = gradients_in(loss) if loss is not None else []
+        if isinstance(loss, torch.Tensor) and not parts:
+            raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
         if not isinstance(loss, torch.Tensor):
-            ids = {id(p) for p in self.recorder.known}
+            ids = {id(p) for p in self.recorder.grads.known}
             if not any(_reaches(part, ids) for part in parts):
                 # the expression that yields the loss is all a stand-in may replace: it reaches what is trained
                 self.assumed.setdefault("loss", "stand-in loss")
@@ -238,11 +300,20 @@ class RunWorld(World):
         total = parts[0]
         for part in parts[1:]:
             total = total + part
+        total = total / divisor if divisor != 1 else total
+        if scaler is not None:
+            total = scaler.scale(total)
         total.backward(retain_graph=True)  # type: ignore[no-untyped-call]
 
     def backward(self, tensor: torch.Tensor) -> None:
         """``loss.backward()`` of a ghost."""
         self.run_backward(GhostTensor("", tensor))
+
+
+def _fits(value: Any, role: Optional[str]) -> bool:
+    """Whether a stand-in can be what a role asks for."""
+    kinds: Dict[str, Any] = {MODEL: torch.nn.Module, OPTIMIZER: torch.optim.Optimizer, SCALER: torch.amp.GradScaler}
+    return role is None or role not in kinds or isinstance(value, kinds[role])
 
 
 def _module(value: Any) -> Optional[torch.nn.Module]:

@@ -1,0 +1,53 @@
+"""Expressions that know ghosts: ``not x``, ``x is None``, items, conditions; ``__name__`` of a script."""
+
+from __future__ import annotations
+
+import ast
+
+from step_nodes import at, call, dotted, string
+
+_OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
+
+
+class Expressions(ast.NodeTransformer):
+    """``not x``, ``x is None`` and conditional expressions, so that they know ghosts; ``__name__`` of a script."""
+
+    def __init__(self, is_main: bool) -> None:
+        self.is_main = is_main
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == "__name__" and self.is_main:
+            return at(string("__main__"), node)
+        return node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Not):
+            return at(call("_gl_not", node.operand), node)
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) == 1 and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+            right = node.comparators[0]
+            if isinstance(right, ast.Constant) and right.value is None:
+                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
+                return at(call("_gl_is_none", node.left, string(dotted(node.left) or ""), negated), node)
+            if not isinstance(right, ast.Constant):
+                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
+                return at(call("_gl_same", node.left, right, negated), node)
+        operator = _OPERATORS.get(type(node.ops[0])) if len(node.ops) == 1 else None
+        if operator is not None and not any(isinstance(v, ast.Constant) for v in (node.left, node.comparators[0])):
+            return at(call("_gl_compare", string(operator), node.left, node.comparators[0]), node)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load) and isinstance(node.slice, (ast.Name, ast.Attribute, ast.Call)):
+            return at(call("_gl_item", node.value, node.slice), node)
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self.generic_visit(node)
+        node.test = at(call("_gl_test", node.test), node.test)
+        return node
