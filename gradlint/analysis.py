@@ -92,12 +92,18 @@ class Analyst:
         facts = self.facts(path, text, tree, crashes)
         found = list(self._candidates(facts, crashes))
         names = {code: rule.name for code, rule in self.rules.items()}
-        kept = tuple(c for c in found if not suppressions.covers(c.code, names[c.code], c.location))
-        unused = suppressions.unused([(c.code, c.location) for c in found], names, self.selected)
+        kept = tuple(c for c in found if not self._suppressions(c, facts, suppressions).covers(c.code, names[c.code], c.location))
+        unused = suppressions.unused([(c.code, c.location) for c in found if c.path == path], names, self.selected)
         prepared: tuple[Prepared | Unsliced | None, ...] = (None,) * len(kept)
         if self.probing:
             prepared = tuple(self._prepare(c, suppressions, crashes) for c in kept)
         return Analysis(path, text, True, kept, prepared, suppressions, tuple(unused), None, tuple(crashes))
+
+    def _suppressions(self, candidate: Candidate, facts: FileFacts, own: Suppressions) -> Suppressions:
+        """The comments of the file that a candidate is in: a helper of another file has its own."""
+        if candidate.path == facts.path or facts.steps is None:
+            return own
+        return read_suppressions(facts.steps.text(candidate.path))
 
     def facts(self, path: str, text: str, tree: ast.Module, crashes: list[Crash]) -> FileFacts:
         """Everything that rules may ask of the file; what a reader fails on is added to ``crashes``."""
@@ -134,7 +140,7 @@ class Analyst:
                 found = self.index.locate(name, file)
                 return (found[1], self._source(found[0])) if found is not None else None
 
-            self._sources[file.real] = Source(path or file.path, file.text, file.tree, file.package, locate)
+            self._sources[file.real] = Source(path or file.path, file.text, file.tree, file.package, file.module, locate)
         return self._sources[file.real]
 
     def _wants(self, *prefixes: str) -> bool:

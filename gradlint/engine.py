@@ -5,6 +5,7 @@ files -> Analyst (facts, candidates, requests) -> ProbeClient (measurements) -> 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import time
@@ -21,7 +22,7 @@ from gradlint.probe.policy import choose_python
 from gradlint.probe.requests import Prepared, Unsliced
 from gradlint.registry import load_all
 from gradlint.result import ProbeInfo, Progress, RunResult
-from gradlint.rule import Candidate, Finding, Fix, Judgement, Measurement, Rule, StepExperiment
+from gradlint.rule import Candidate, Finding, Fix, Judgement, Measurement, Rule, SourceEdit, StepExperiment
 from gradlint.sources.discover import discover
 from gradlint.sources.ignore import Patterns
 
@@ -74,10 +75,12 @@ def run(
     probing = _probe(analyses, settings, watcher)
     findings: list[Finding] = []
     crashes: list[Crash] = []
+    texts = {os.path.abspath(a.path): (a.path, a.text) for a in analyses}
     for analysis in analyses:
         findings.extend(_static_findings(analysis, rules, settings))
         crashes.extend(analysis.crashes)
-        findings.extend(_judged(analysis, rules, probing, crashes))
+        findings.extend(_judged(analysis, texts, rules, probing, crashes))
+    findings = list({(f.path, f.location, f.code): f for f in sorted(findings, key=_weight)}.values())
     findings.extend(crashed(c, rules) for c in crashes)
     findings.extend(rule_not_loaded(failure, rules) for failure in loaded.failures)
     findings = [f for f in findings if not _ignored(f, settings)]
@@ -195,10 +198,24 @@ def _info(hello: Hello) -> ProbeInfo:
 # -- verdicts ------------------------------------------------------------------------------------------
 
 
+def _weight(finding: Finding) -> int:
+    """For a place that several files lead to: the last one, the heaviest, is reported."""
+    return {"refuted": 0, "unverified": 1, "confirmed": 2}[finding.judgement.verdict]
+
+
 def _judged(
-    analysis: Analysis, rules: Mapping[str, Rule], probing: _Probing, crashes: list[Crash]
+    analysis: Analysis,
+    texts: Mapping[str, tuple[str, str]],
+    rules: Mapping[str, Rule],
+    probing: _Probing,
+    crashes: list[Crash],
 ) -> Iterator[Finding]:
+    """The findings on one file, and on helpers of other files that are linted too, as that file uses them."""
     for candidate, prepared in zip(analysis.candidates, analysis.prepared, strict=True):
+        path, text = texts.get(os.path.abspath(candidate.path), ("", ""))
+        if not path:
+            continue
+        candidate = dataclasses.replace(candidate, path=path)
         rule = rules[candidate.code]
         measurement = _measurement(prepared, probing)
         try:
@@ -206,7 +223,7 @@ def _judged(
         except Exception as error:  # one broken rule never costs the others
             crashes.append(crash_of(candidate.path, f"the rule {rule.code}", error))
             continue
-        yield _finding(candidate, rule, judgement, analysis.text)
+        yield _finding(candidate, rule, judgement, text)
 
 
 def _measurement(prepared: Prepared | Unsliced | None, probing: _Probing) -> Measurement:
@@ -223,8 +240,12 @@ def _finding(candidate: Candidate, rule: Rule, judgement: Judgement, text: str) 
     fix = None
     experiment = candidate.experiment
     if judgement.verdict == "confirmed" and isinstance(experiment, StepExperiment) and experiment.edit is not None:
-        edit = experiment.edit
-        fix = Fix(edit.applicability, edit.description, edits(text, edit.new_text))
+        edit: SourceEdit | None = experiment.edit
+        changed = experiment.edit_path or experiment.path
+        if os.path.abspath(changed) != os.path.abspath(candidate.path):
+            edit = None  # the remedy is in another file than the finding: it is told, not written
+        if edit is not None:
+            fix = Fix(edit.applicability, edit.description, edits(text, edit.new_text))
     return Finding(
         path=candidate.path,
         location=candidate.location,

@@ -104,8 +104,10 @@ class StepExperiment:
     edited_lines: tuple[int, ...] = ()
     same_batch: bool = False
     """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
-    iterators: tuple[tuple[int, str], ...] = ()
-    """The line and the name of iterators whose consumers are to be recorded."""
+    edit_path: str = ""
+    """The file that the edit changes, if that is not ``path``."""
+    iterators: tuple[tuple[int, str, str], ...] = ()
+    """The line and the name of iterators whose consumers are to be recorded, and their module (empty: that of ``path``)."""
 
 
 Experiment = ModelExperiment | StepExperiment

@@ -71,8 +71,9 @@ from gradlint.facts.cfg import Node
 from gradlint.facts.remedies import move_after
 from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
-from gradlint.facts.steps_states import Turn, common_frame, follow, place_in, turn_of
-from gradlint.rule import Candidate, Judgement, Location, Measurement, Related, Rule, SourceEdit, StepExperiment
+from gradlint.facts.steps_report import candidate, depth_of_events, own_events, short, where
+from gradlint.facts.steps_states import Turn, follow, place_in, turn_of
+from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 _States = frozenset[str]
 
@@ -92,20 +93,22 @@ class _Course:
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Clips that come before the backward of their iteration on every path, in every region they belong to."""
     steps = facts.steps or StepFacts()
-    for places_of_clip in _clips(steps, facts.path).values():
-        faults = [(region, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
-        if any(fault == "right" for _, _, fault in faults):
+    for places_of_clip in own_events(facts, "clip"):
+        if places_of_clip[0][2].logging:
             continue
-        for region, clip, fault in faults:
+        faults = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
+        if any(fault == "right" for *_, fault in faults):
+            continue
+        for region, node, clip, fault in faults:
             if isinstance(fault, _Course):
-                yield _candidate(facts, steps, region, clip, fault)
+                yield _candidate(facts, steps, region, node, clip, fault)
                 break
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:
     """Every clip that shares an iteration with a backward and a step."""
     steps = facts.steps or StepFacts()
-    for places_of_clip in _clips(steps, facts.path).values():
+    for places_of_clip in own_events(facts, "clip"):
         region, node, clip = places_of_clip[0]
         turn = turn_of(region, node)
         if turn is None or clip.logging:
@@ -114,21 +117,11 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
         found = {kind: tuple(e for e in inside if e.kind == kind) for kind in ("backward", "step")}
         course = _Course(found["backward"][:1], found["step"][:1], False)
         if course.backward and course.steps:
-            yield _candidate(facts, steps, region, clip, course, edit=False)
+            yield _candidate(facts, steps, region, node, clip, course, edit=False)
 
 
 def _in(turn: Turn, index: int) -> bool:
     return turn.loop is None or turn.loop in turn.graph.nodes[index].loops
-
-
-def _clips(steps: StepFacts, path: str) -> dict[Location, list[tuple[Region, int, Event]]]:
-    """The certain clips of this file, each with every region it is built into."""
-    found: dict[Location, list[tuple[Region, int, Event]]] = {}
-    for region in steps.regions:
-        for index, event in region.of_kind("clip"):
-            if event.path == path and not event.doubt and not event.logging:
-                found.setdefault(event.location, []).append((region, index, event))
-    return found
 
 
 def _fault(steps: StepFacts, region: Region, index: int, clip: Event) -> _Course | str:
@@ -243,54 +236,48 @@ def _candidate(
     facts: FileFacts,
     steps: StepFacts,
     region: Region,
+    node: int,
     clip: Event,
     course: _Course,
     edit: bool = True,
 ) -> Candidate:
     backward, step = course.backward[0], course.steps[0]
-    frame, _ = common_frame([clip, backward, step], facts.path)
-    remedy = _remedy(facts, region, clip, course) if edit else None
-    lines = tuple(sorted(new for new, old in remedy.line_map.items() if old == clip.line)) if remedy else ()
-    name = clip.name.rsplit(".", 1)[-1]
-    place = f"line {backward.line}" if backward.path == facts.path else f"{backward.path}:{backward.line}"
-    message = f"{name} runs before {backward.name}() ({place}): the gradients that {step.name}() uses are not clipped"
-    return Candidate(
-        code="GL101",
-        path=facts.path,
-        location=clip.location,
-        symbol=_symbol(steps, frame.qualname, clip),
-        message=message,
-        experiment=StepExperiment(facts.path, frame.qualname, (clip.line,), remedy, lines),
-        help=f"move the call to after {backward.name}(), ahead of {step.name}()",
-        group=f"{facts.path}:{clip.line}",
-        related=(Related(backward.path, backward.line, "the gradients of this iteration are computed here"),),
-        facts={"line": clip.line, "by_value": clip.by_value, "edited_lines": list(lines)},
+    turn = turn_of(region, node)
+    assert turn is not None
+    remedy, changed = _remedy(steps, region, clip, course) if edit else (None, "")
+    return candidate(
+        "GL101",
+        facts,
+        steps,
+        turn,
+        clip,
+        [backward, step],
+        f"{short(clip)} runs before {backward.name}() ({where(backward, facts.path)}): the gradients that {step.name}() "
+        "uses are not clipped",
+        f"move the call to after {backward.name}(), ahead of {step.name}()",
+        edit=remedy,
+        related=[(backward, "the gradients of this iteration are computed here")],
+        told={"by_value": clip.by_value},
+        edit_path=changed,
     )
 
 
-def _symbol(steps: StepFacts, qualname: str, clip: Event) -> str:
-    """The function; for module statements the class of the clipped model, where the file shows it."""
-    if qualname:
-        return qualname
-    classes = {steps.models[root] for root in clip.roots if root in steps.models}
-    return classes.pop() if len(classes) == 1 else "<module>"
-
-
-def _remedy(facts: FileFacts, region: Region, clip: Event, course: _Course) -> SourceEdit | None:
-    """The clip, or the call of the helper that does nothing but clip, moved to after the backward."""
-    frame, depth = common_frame([clip, *course.backward], facts.path)
+def _remedy(steps: StepFacts, region: Region, clip: Event, course: _Course) -> tuple[SourceEdit | None, str]:
+    """The clip, or the call of the helper that does nothing but clip, moved to after the backward; in which file."""
+    depth = depth_of_events([clip, *course.backward])
+    path = clip.frames[depth].path
     helper = clip.frames[: depth + 2]
     through = len(clip.frames) > depth + 1
-    if frame.path != facts.path or (through and any(e != clip for _, e in region.events if _reached(e, helper))):
-        return None
+    if through and any(e != clip for _, e in region.events if _reached(e, helper)):
+        return None, ""
     after = [place_in(event, depth) for event in course.backward]
     inside = [event for event in course.steps if event.frames[: depth + 1] == clip.frames[: depth + 1]]
     before = [place_in(event, depth) for event in inside]
     scaled = any(event.scaler for event in (*course.backward, *course.steps))
     if scaled and len(inside) < len(course.steps):
-        return None
-    edit = move_after(facts.text, place_in(clip, depth), after, before, scaled)
-    return dataclasses.replace(edit, applicability="unsafe") if edit and through else edit
+        return None, ""
+    edit = move_after(steps.text(path), place_in(clip, depth), after, before, scaled)
+    return (dataclasses.replace(edit, applicability="unsafe") if edit and through else edit), path
 
 
 def _reached(event: Event, frames: Sequence[Frame]) -> bool:

@@ -111,7 +111,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, edit
     used = [e for e in stepped_by(steps, clip, ahead) if e.line <= clip.line or e.path != clip.path] or ahead
     step = used[-1]
     backward = [e for _, e in turn.events("backward")]
-    remedy = _remedy(facts, turn, clip, used, backward) if edit else None
+    remedy = _remedy(steps, clip, used, backward) if edit else None
     return candidate(
         "GL102",
         facts,
@@ -129,15 +129,15 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, edit
 
 
 def _remedy(
-    facts: FileFacts, turn: Turn, clip: Event, used: list[Event], backward: list[Event]
+    steps: StepFacts, clip: Event, used: list[Event], backward: list[Event]
 ) -> SourceEdit | None:
-    placed = in_one_function([clip, *used], facts.path)
+    placed = in_one_function([clip, *used], clip.path)
     if placed is None:
         return None
-    around = in_one_function([clip, *used, *backward], facts.path)
+    around = in_one_function([clip, *used, *backward], clip.path)
     scaled = any(e.scaler for e in used)
     behind = around[1 + len(used) :] if around is not None else []
-    return move_before(facts.text, placed[0], placed[1:], behind, scaled)
+    return move_before(steps.text(clip.path), placed[0], placed[1:], behind, scaled)
 
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:

@@ -56,8 +56,8 @@ for step in range(20):
 The statements of the training step run on real PyTorch, with a scaler that works on the CPU and otherwise has the
 arguments of the program's own. The finding is confirmed if the clip met scaled gradients whose true norm was above
 the limit, less than half of the limit was left at the step, and between half and 1.01 times the limit is left once
-`unscale_` has been put ahead of the clip. The same edit is what `--fix` applies. It is safe where one line is
-added or moved in the clip's own block, and unsafe where more is crossed.
+`unscale_` has been put ahead of the clip. The same edit is what `--fix` applies: safe where an `unscale_` that is
+there moves up in the clip's own block, with `--unsafe-fixes` where one has to be written or more is crossed.
 
 ## When to ignore it
 When the scaler is switched off for this run; a literal `enabled=False` says so, and is not reported.
@@ -154,7 +154,7 @@ def _candidate(
     late = [e for _, e in turn.events("unscale") if e.line > clip.line and steps.related(clip, e) is not False]
     held = turn.own_guards(step) - turn.own_guards(clip)
     guarded = any(guard.counter for guard in held)  # an unscale_ in every micro-batch would raise
-    remedy = _remedy(facts, clip, stepped, late, guarded) if edit else None
+    remedy = _remedy(steps, clip, stepped, late, guarded) if edit else None
     missing = f"unscale_ comes only after it ({where(late[0], facts.path)})" if late else "without an unscale_ before it"
     return candidate(
         "GL103",
@@ -165,7 +165,7 @@ def _candidate(
         [step, *backward[:1]],
         f"{short(clip)} runs on gradients that carry the loss scale, {missing}: its limit is compared with gradients "
         "that are thousands of times too large",
-        f"call {step.scaler}.unscale_({step.object or 'optimizer'}) ahead of the clip",
+        f"call {step.written_scaler or step.scaler}.unscale_({step.written or 'optimizer'}) ahead of the clip",
         edit=remedy,
         related=[(e, "the loss is scaled here") for e in backward if e.scaler][:1],
         told={"by_value": clip.by_value},
@@ -173,21 +173,21 @@ def _candidate(
 
 
 def _remedy(
-    facts: FileFacts, clip: Event, stepped: list[Event], late: list[Event], guarded: bool
+    steps: StepFacts, clip: Event, stepped: list[Event], late: list[Event], guarded: bool
 ) -> SourceEdit | None:
     step = stepped[0]
     names = {(e.scaler, e.object) for e in stepped}
-    if len(names) > 1 or not step.object or step.path != facts.path or clip.frames != step.frames:
+    if len(names) > 1 or not step.written or not step.written_scaler or step.path != clip.path:
         return None
-    existing = next((e.location for e in late if e.frames == clip.frames), None)
-    if late and existing is None:
+    existing = next((e.location for e in late if e.path == clip.path), None)
+    if (late and existing is None) or (clip.frames != step.frames and existing is None):
         return None
-    placed = in_one_function([clip, step], facts.path)
+    placed = in_one_function([clip, step], clip.path)
     if placed is None:
         return None
     if guarded and not late:
-        return move_before(facts.text, placed[0], placed[1:], (), scaled=True)
-    return insert_unscale(facts.text, clip.location, step.scaler, step.object, existing)
+        return move_before(steps.text(clip.path), placed[0], placed[1:], (), scaled=True)
+    return insert_unscale(steps.text(clip.path), clip.location, step.written_scaler, step.written, existing)
 
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:

@@ -65,9 +65,9 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import insert_clearing
-from gradlint.facts.step_trace import NO_EDIT, is_at, kind_of, not_run, on_branch
+from gradlint.facts.step_trace import NO_EDIT, Spot, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_report import candidate, in_one_function, own_events, where
+from gradlint.facts.steps_report import candidate, own_events, where
 from gradlint.facts.steps_repeat import never_cleared, repeating
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
@@ -82,20 +82,20 @@ STEADY = 1.2
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Loops that repeat a backward and a step, in which nothing may clear the gradients that the step uses."""
     steps = facts.steps or StepFacts()
-    found: dict[tuple[int, str], Candidate] = {}
-    cleared: set[tuple[int, str]] = set()
+    found: dict[tuple[str, int, str], Candidate] = {}
+    cleared: set[tuple[str, int, str]] = set()
     for region in steps.regions:
         for index, step in region.of_kind("step"):
             turn = turn_of(region, index)
             backward = _nearest(turn, step) if turn is not None else None
-            if turn is None or backward is None or backward.path != facts.path:
+            if turn is None or backward is None:
                 continue
-            place = (backward.line, step.object)
+            place = (backward.path, backward.line, step.object)
             if not repeating(steps, turn, index) or not never_cleared(steps, turn, step):
                 cleared.add(place)
             else:
                 found.setdefault(place, _candidate(facts, steps, turn, backward, step))
-    lines = {place[0]: one for place, one in reversed(found.items()) if place not in cleared}
+    lines = {place[:2]: one for place, one in reversed(found.items()) if place not in cleared}
     return list(reversed(lines.values()))
 
 
@@ -120,8 +120,8 @@ def _nearest(turn: Turn, step: Event) -> Event | None:
 def _candidate(
     facts: FileFacts, steps: StepFacts, turn: Turn, backward: Event, step: Event, edit: bool = True
 ) -> Candidate:
-    clear = f"{step.object}.zero_grad()" if step.object else "optimizer.zero_grad()"
-    remedy = _remedy(facts, turn, backward, step, clear) if edit else None
+    clear = f"{step.written or 'optimizer'}.zero_grad()"
+    remedy = _remedy(steps, turn, backward, step, clear) if edit else None
     return candidate(
         "GL104",
         facts,
@@ -134,20 +134,22 @@ def _candidate(
         f"call {clear} once in each iteration, ahead of {backward.name}()",
         edit=remedy,
         related=[(step, "the summed gradients are used here")],
-        told={"steps": [step.path == facts.path, step.line], "has_edit": remedy is not None},
+        told={"step": steps.spot(step), "has_edit": remedy is not None},
         same_batch=True,
     )
 
 
-def _remedy(facts: FileFacts, turn: Turn, backward: Event, step: Event, clear: str) -> SourceEdit | None:
+def _remedy(steps: StepFacts, turn: Turn, backward: Event, step: Event, clear: str) -> SourceEdit | None:
     """The clearing ahead of the backward; behind the step where the step has a condition of its own."""
-    if not step.object or any(mark in step.object for mark in "()[") or step.frames != backward.frames:
+    depth = len(step.frames)
+    inside = backward.frames[:depth] == step.frames  # in its function, or in a closure that it runs
+    if not step.written or not inside or step.path != backward.path:
         return None
-    placed = in_one_function([backward, step], facts.path)
-    if placed is None:
-        return None
+    if len(backward.frames) > depth:
+        return insert_clearing(steps.text(backward.path), backward.location, clear)
     held = turn.own_guards(step)
-    return insert_clearing(facts.text, placed[0], clear, placed[1] if any(g.counter for g in held) else None)
+    guarded = any(g.counter for g in held)
+    return insert_clearing(steps.text(backward.path), backward.location, clear, step.location if guarded else None)
 
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
@@ -155,9 +157,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    here, line = candidate.facts["steps"]
+    spot = spot_of(candidate.facts["step"])
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": {**data.get("assumed", {}), "lr": 0, "clip": "off"}}
-    written = _worst(data.get("paths", ()), line if here else None)
+    written = _worst(data.get("paths", ()), spot)
     if written is None:
         detail = "in the replay fewer than three steps were made with gradients"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
@@ -180,18 +182,18 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     return Judgement("confirmed", after_remedy=after, message=message, **common)
 
 
-def _worst(paths: Sequence[Mapping[str, Any]], line: int | None) -> tuple[list[float], Mapping[str, bool]] | None:
+def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[float], Mapping[str, bool]] | None:
     """The norms at the first three steps of one optimizer that grow most, over all paths."""
-    found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, line)]
+    found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, spot)]
     return max(found, key=lambda one: _growth(one[0]), default=None)
 
 
-def _series(path: Mapping[str, Any], line: int | None) -> Iterator[list[float]]:
+def _series(path: Mapping[str, Any], spot: Spot | None) -> Iterator[list[float]]:
     by_optimizer: dict[str, list[float]] = {}
     for event in path.get("events", ()):
         if event["kind"] != "step" or event.get("fenced") or event.get("evaluation", 0):
             continue
-        if line is None or is_at(event, line):
+        if spot is None or spot.holds(event):
             by_optimizer.setdefault(event["object"], []).append(float(event["norm_unscaled"]))
     for norms in by_optimizer.values():
         if len(norms) >= 3 and norms[0] > 0.0:

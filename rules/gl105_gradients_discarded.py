@@ -61,12 +61,12 @@ When a step is meant to move the weights by momentum or weight decay alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_clearing
-from gradlint.facts.step_trace import NO_EDIT, is_at, kind_of, not_run, on_branch, turns
+from gradlint.facts.step_trace import NO_EDIT, Spot, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import cleared_each_turn, dropped_at
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, where
@@ -116,7 +116,7 @@ def _candidate(
     facts: FileFacts, steps: StepFacts, turn: Turn, clear: Event, step: Event, accumulating: bool, edit: bool = True
 ) -> Candidate:
     backward = [e for _, e in turn.events("backward")]
-    remedy = _remedy(facts, clear, step, backward, accumulating) if edit else None
+    remedy = _remedy(steps, clear, step, backward, accumulating) if edit else None
     if accumulating:
         message = (
             f"{clear.name}() runs in every micro-batch, {step.name}() ({where(step, facts.path)}) only now and then: "
@@ -141,7 +141,7 @@ def _candidate(
         edit=remedy,
         related=[(step, "the gradients are missing here")],
         told={
-            "steps": [step.path == facts.path, step.line],
+            "step": steps.spot(step),
             "accumulating": accumulating,
             "has_edit": remedy is not None,
         },
@@ -150,13 +150,17 @@ def _candidate(
 
 
 def _remedy(
-    facts: FileFacts, clear: Event, step: Event, backward: list[Event], accumulating: bool
+    steps: StepFacts, clear: Event, step: Event, backward: list[Event], accumulating: bool
 ) -> SourceEdit | None:
-    placed = in_one_function([clear, step, *backward], facts.path)
+    near = [e for e in backward if e.frames == clear.frames] or backward
+    if step.frames != clear.frames and clear.frames[: len(step.frames)] == step.frames:
+        # in a closure that the step runs
+        return move_clearing(steps.text(clear.path), clear.value or clear.location, [e.location for e in near], ())
+    placed = in_one_function([clear, step, *near], clear.path)
     if placed is None:
         return None
     what = clear.value if clear.value is not None and placed[0] == clear.location else placed[0]
-    return move_clearing(facts.text, what, placed[2:], [placed[1]], accumulate=accumulating)
+    return move_clearing(steps.text(clear.path), what, placed[2:], [placed[1]], accumulate=accumulating)
 
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
@@ -164,14 +168,13 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    here, step_line = candidate.facts["steps"]
     accumulating = bool(candidate.facts["accumulating"])
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
-    line = int(candidate.facts["line"])
+    spot, stepped = spot_of(candidate.facts), spot_of(candidate.facts["step"])
     found = [
         (share, path.get("guards", {}))
         for path in data.get("paths", ())
-        if (share := _share(path, line, step_line if here else None, accumulating)) is not None
+        if (share := _share(path, spot, stepped)) is not None
     ]
     if not found:
         detail = "in the replay no step was made on the parameters that are cleared"
@@ -182,41 +185,39 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("refuted", detail="the step found the gradients", **common)
     if not candidate.facts["has_edit"]:
         return Judgement("unverified", reason="not-sliced", detail=NO_EDIT, **common)
-    edited = [s for p in data.get("edited_paths", ()) if (s := _share(p, None, None, accumulating)) is not None]
+    edited = [s for p in data.get("edited_paths", ()) if (s := _share(p, None, None)) is not None]
     if not edited:
         return Judgement("unverified", reason="not-sliced", detail="the edited step did not run", **common)
     after = {"kept_at_step": min(edited)}
-    if min(edited) < ALL:
+    if min(edited) < ALL if accumulating else min(edited) == 0.0:
         detail = "moving the call did not help: gradients are lost elsewhere too"
         return Judgement("refuted", after_remedy=after, detail=detail, **common)
     message = f"{candidate.message}{on_branch(guards)}"
     return Judgement("confirmed", after_remedy=after, message=message, **common)
 
 
-def _share(
-    path: Mapping[str, Any], line: int | None, step_line: int | None, accumulating: bool
-) -> float | None:
+def _share(path: Mapping[str, Any], spot: Spot | None, stepped: Spot | None) -> float | None:
     """The smallest share of the gradients given since the last step that a step found; None where none can be told.
 
-    With ``line`` only steps count that a clearing on that line came ahead of.
+    With ``spot`` only steps count that a clearing there came ahead of.
     """
     shares: list[float] = []
     lost: set[str] = set()
     counted = 0
     for event in path.get("events", ()):
         if event["kind"] == "zero_grad":
-            if line is None or is_at(event, line):
+            if spot is None or spot.holds(event):
                 if event.get("fresh") and not event.get("fenced"):
                     lost.update(event.get("parameters", ()))
                     counted += 1
         elif event["kind"] == "step" and not event.get("fenced"):
             mine = set(event.get("parameters", ()))
-            at = step_line is None or is_at(event, step_line)
+            at = stepped is None or stepped.holds(event)
             given = float(event.get("accumulated") or 0.0)
-            if at and given > 0.0 and (line is None or not lost or lost & mine):
+            if at and given > 0.0 and (spot is None or not lost or lost & mine):
                 shares.append(float(f"{float(event['kept']) / given:.4g}"))
             lost -= mine
-    if line is not None and not counted:
+    if spot is not None and not counted:
         return 1.0 if shares else None
     return min(shares, default=None)
 

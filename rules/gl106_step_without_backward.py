@@ -62,7 +62,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gradlint.facts import FileFacts
-from gradlint.facts.step_trace import is_at, kind_of, not_run
+from gradlint.facts.step_trace import kind_of, not_run, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import unfed
 from gradlint.facts.steps_report import candidate, own_events, proposed, where
@@ -117,9 +117,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
-    line = int(candidate.facts["line"])
+    spot = spot_of(candidate.facts)
     events = [e for path in data.get("paths", ()) for e in path.get("events", ()) if e["kind"] == "step"]
-    runs = [e for e in events if is_at(e, line) and not e.get("fenced")]
+    runs = [e for e in events if spot.holds(e) and not e.get("fenced")]
     if not runs:
         detail = "in the replay the step was not made"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)

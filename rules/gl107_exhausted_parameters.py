@@ -50,8 +50,9 @@ for step in range(20):
 ## How it is confirmed
 The program's statements run on real PyTorch, with the iterator in a wrapper that counts what each consumer gets. The
 finding is confirmed if the first consumer got parameters and this one none, and it gets them once the iterator has
-been wrapped in `list()`. The same edit is what `--fix` applies; it is safe, since a list can be run through wherever
-an iterator can.
+been wrapped in `list()`. The same edit is what `--fix` applies: a list can be run through wherever an iterator can. It
+is safe where the first use follows at once, and unsafe where the parameters might change in between, since a list
+holds those of the moment it is made.
 
 ## When to ignore it
 When the second use is meant to find nothing.
@@ -68,49 +69,53 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import wrap_in_list
-from gradlint.facts.step_trace import NO_EDIT, kind_of, not_run
+from gradlint.facts.step_trace import NO_EDIT, Spot, edited_spots, kind_of, not_run, spot_of
 from gradlint.facts.steps import StepFacts
 from gradlint.facts.steps_consumed import SecondUse, second_uses
-from gradlint.facts.steps_report import in_region, moved_to, where
+from gradlint.facts.steps_report import entered_at, in_region, moved_to, where
 from gradlint.rule import Candidate, Judgement, Measurement, Related, Rule, StepExperiment
 
 
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """The second consumers of iterators that are made once."""
-    for use in second_uses(facts.steps or StepFacts(), facts.path):
-        yield _candidate(facts, use)
+    steps = facts.steps or StepFacts()
+    for use in second_uses(steps):
+        yield _candidate(facts, steps, use)
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:
     """Every consumer but the first of a name that is bound to parameters."""
-    for use in second_uses(facts.steps or StepFacts(), facts.path, lists=True):
-        yield _candidate(facts, use, edit=False)
+    steps = facts.steps or StepFacts()
+    for use in second_uses(steps, lists=True):
+        yield _candidate(facts, steps, use, edit=False)
 
 
-def _candidate(facts: FileFacts, use: SecondUse, edit: bool = True) -> Candidate:
+def _candidate(facts: FileFacts, steps: StepFacts, use: SecondUse, edit: bool = True) -> Candidate:
     made, first, second = use.made, use.first, use.second
-    remedy = wrap_in_list(facts.text, made.value) if edit and made.value is not None else None
+    remedy = wrap_in_list(steps.text(made.path), made.value) if edit and made.value is not None else None
     again = first == second
+    lines = (list(moved_to(remedy, second.line)) if made.path == second.path else [second.line]) if remedy else []
     already = "on its next run" if again else f"after {first.name} ({where(first, facts.path)})"
     frame = in_region(use.region, [made, second], facts.path)
     return Candidate(
         code="GL107",
-        path=facts.path,
+        path=second.path,
         location=second.location,
         symbol=frame.qualname or "<module>",
         message=f"{made.name} is an iterator and is used up {already}: {second.name} gets no parameters",
         experiment=StepExperiment(
             facts.path,
             frame.qualname,
-            (second.line,),
+            entered_at(second, facts.path),
             remedy,
-            moved_to(remedy, second.line),
-            iterators=((made.line, made.name),),
+            entered_at(second, facts.path),
+            edit_path=made.path,
+            iterators=((made.line, made.name, str(steps.spot(made)["module"])),),
         ),
         help=f"make a list of it: {made.name} = list(...)",
-        group=f"{facts.path}:{second.line}",
+        group=f"{second.path}:{second.line}",
         related=(Related(made.path, made.line, "the iterator is made here"),),
-        facts={"line": second.line, "edited_lines": list(moved_to(remedy, second.line)), "name": made.name},
+        facts={**steps.spot(second), "edited_lines": lines, "name": made.name},
     )
 
 
@@ -120,8 +125,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
-    line = int(candidate.facts["line"])
-    runs = _runs(data.get("paths", ()), line)
+    runs = _runs(data.get("paths", ()), spot_of(candidate.facts))
     if not runs:
         detail = "in the replay the second consumer was not reached"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
@@ -131,7 +135,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("refuted", detail="the consumer got parameters", **common)
     if not candidate.facts["edited_lines"]:
         return Judgement("unverified", reason="not-sliced", detail=NO_EDIT, **common)
-    edited = [got for at in candidate.facts["edited_lines"] for _, got in _runs(data.get("edited_paths", ()), int(at))]
+    edited = [got for spot in edited_spots(candidate) for _, got in _runs(data.get("edited_paths", ()), spot)]
     if not edited:
         return Judgement("unverified", reason="not-sliced", detail="the consumer did not run after the edit", **common)
     after = {"got": min(edited)}
@@ -140,7 +144,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     return Judgement("confirmed", after_remedy=after, **common)
 
 
-def _runs(paths: Sequence[Mapping[str, Any]], line: int) -> list[tuple[int, int]]:
+def _runs(paths: Sequence[Mapping[str, Any]], spot: Spot) -> list[tuple[int, int]]:
     """For each run of the consumer on ``line``: the most that an earlier consumer got, and what it got itself."""
     found: list[tuple[int, int]] = []
     for path in paths:
@@ -149,7 +153,7 @@ def _runs(paths: Sequence[Mapping[str, Any]], line: int) -> list[tuple[int, int]
             if event["kind"] != "consume":
                 continue
             name, got = str(event.get("name", "")), int(event["yielded"])
-            if line in event.get("lines", ()):
+            if spot.holds(event):
                 found.append((most.get(name, 0), got))
             most[name] = max(most.get(name, 0), got)
     return found

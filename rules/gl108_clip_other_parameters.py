@@ -69,7 +69,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gradlint.facts import FileFacts
-from gradlint.facts.step_trace import is_at, kind_of, not_run, turns
+from gradlint.facts.step_trace import Spot, kind_of, not_run, spot_of, turns
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import unclipped_step
 from gradlint.facts.steps_report import candidate, own_events, proposed, short, where
@@ -112,7 +112,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step
         "nothing clips",
         f"clip the parameters that {step.object or 'the optimizer'} was given",
         related=[(step, "the unclipped gradients are used here")],
-        told={"steps": [step.path == facts.path, step.line]},
+        told={"step": steps.spot(step)},
     )
 
 
@@ -122,8 +122,8 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
-    line, (here, step_line) = int(candidate.facts["line"]), candidate.facts["steps"]
-    runs = [run for path in data.get("paths", ()) for run in _runs(path, line, step_line if here else None)]
+    spot, stepped = spot_of(candidate.facts), spot_of(candidate.facts["step"])
+    runs = [run for path in data.get("paths", ()) for run in _runs(path, spot, stepped)]
     if not runs:
         detail = "in the replay no step followed the clip"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
@@ -138,18 +138,18 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     return Judgement("confirmed", **common)
 
 
-def _runs(path: Mapping[str, Any], line: int, step_line: int | None) -> Iterator[tuple[bool, float]]:
+def _runs(path: Mapping[str, Any], spot: Spot, stepped: Spot) -> Iterator[tuple[bool, float]]:
     """For each step behind the clip: whether any clip of the run was given some of its parameters, and its norm."""
     clips = [e for e in path.get("events", ()) if e["kind"] == "clip"]
     clipped = {key for e in clips for key in e.get("parameters", ())}
     for events in turns(path):
-        at = next((k for k, e in enumerate(events) if e["kind"] == "clip" and is_at(e, line)), None)
+        at = next((k for k, e in enumerate(events) if e["kind"] == "clip" and spot.holds(e)), None)
         if at is None or not events[at].get("parameter_count"):
             continue
         for event in events[at + 1 :]:
-            if event["kind"] == "step" and (step_line is None or is_at(event, step_line)):
+            if event["kind"] == "step" and stepped.holds(event):
                 mine = set(event.get("parameters", ()))
-                yield bool(mine & clipped) or str(line) in event.get("norms", {}), float(event["norm"])
+                yield bool(mine & clipped) or spot.key in event.get("norms", {}), float(event["norm"])
                 break
 
 

@@ -69,7 +69,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_before, put_under
-from gradlint.facts.step_trace import NO_EDIT, is_at, kind_of, not_run, on_branch
+from gradlint.facts.step_trace import NO_EDIT, Spot, edited_spots, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import guarded_step
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
@@ -103,7 +103,7 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
 
 def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step: Event, edit: bool = True) -> Candidate:
     backward = [e for _, e in turn.events("backward")]
-    remedy = _remedy(facts, turn, clip, step) if edit else None
+    remedy = _remedy(steps, turn, clip, step) if edit else None
     return candidate(
         "GL109",
         facts,
@@ -116,18 +116,18 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step
         f"clip where the step is made, directly ahead of {step.name}()",
         edit=remedy,
         related=[(step, "the accumulated gradients are used here")],
-        told={"by_value": clip.by_value, "steps": [step.path == facts.path, step.line]},
+        told={"by_value": clip.by_value},
     )
 
 
-def _remedy(facts: FileFacts, turn: Turn, clip: Event, step: Event) -> SourceEdit | None:
+def _remedy(steps: StepFacts, turn: Turn, clip: Event, step: Event) -> SourceEdit | None:
     wrapper = next((e.object for _, e in turn.events("accumulate")), None)
     if wrapper is not None:
-        return put_under(facts.text, clip.location, f"{wrapper}.sync_gradients")
-    placed = in_one_function([clip, step], facts.path)
+        return put_under(steps.text(clip.path), clip.location, f"{wrapper}.sync_gradients")
+    placed = in_one_function([clip, step], clip.path)
     if placed is None:
         return None
-    return move_before(facts.text, placed[0], [placed[1]], (), bool(step.scaler))
+    return move_before(steps.text(clip.path), placed[0], [placed[1]], (), bool(step.scaler))
 
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
@@ -136,8 +136,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
-    line = int(candidate.facts["line"])
-    written = _most(data.get("paths", ()), line)
+    written = _most(data.get("paths", ()), spot_of(candidate.facts))
     if written is None:
         detail = "in the replay no step was made on the parameters that it clips"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
@@ -147,7 +146,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("refuted", detail="the clip runs once for each step", **common)
     if not candidate.facts["edited_lines"]:
         return Judgement("unverified", reason="not-sliced", detail=NO_EDIT, **common)
-    edited = [m for at in candidate.facts["edited_lines"] if (m := _most(data.get("edited_paths", ()), int(at)))]
+    edited = [m for spot in edited_spots(candidate) if (m := _most(data.get("edited_paths", ()), spot))]
     if not edited:
         return Judgement("unverified", reason="not-sliced", detail="the moved clip did not run in the replay", **common)
     after = {"clips_per_step": max(count for count, _ in edited)}
@@ -157,17 +156,17 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     return Judgement("confirmed", after_remedy=after, message=message, **common)
 
 
-def _most(paths: Sequence[Mapping[str, Any]], line: int) -> tuple[int, Mapping[str, bool]] | None:
+def _most(paths: Sequence[Mapping[str, Any]], spot: Spot) -> tuple[int, Mapping[str, bool]] | None:
     """How often the clip ran, behind a backward, between two steps on its parameters: the most, over all paths."""
     found: list[tuple[int, Mapping[str, bool]]] = []
     for path in paths:
         count, fresh = 0, False
         for event in path.get("events", ()):
             if event["kind"] == "backward":
-                fresh = True
-            elif event["kind"] == "clip" and is_at(event, line):
+                fresh = bool(event.get("reached", 1))
+            elif event["kind"] == "clip" and spot.holds(event):
                 count, fresh = count + fresh, False
-            elif event["kind"] == "step" and str(line) in event.get("norms", {}) and not event.get("fenced"):
+            elif event["kind"] == "step" and spot.key in event.get("norms", {}) and not event.get("fenced"):
                 found.append((count, path.get("guards", {})))
                 count = 0
     return max(found, key=lambda one: one[0], default=None)

@@ -177,7 +177,7 @@ def test_a_helper_of_another_file_is_resolved() -> None:
     text = "def finish(loss, opt):\n    loss.backward()\n    opt.step()\n"
     other = Source("pkg/tools.py", text, ast.parse(text))
     source = "from pkg.tools import finish\nfor x in d:\n    finish(model(x), optimizer)\n    optimizer.zero_grad()\n"
-    steps = read_steps(Source("a.py", source, ast.parse(source), "", lambda name: (other.tree.body[0], other)))
+    steps = read_steps(Source("a.py", source, ast.parse(source), "", "a", lambda name: (other.tree.body[0], other)))
     events = [e for _, e in steps.regions[0].events if e.kind in {"backward", "step"}]
     assert [(e.kind, e.path, e.line) for e in events] == [("backward", "pkg/tools.py", 2), ("step", "pkg/tools.py", 3)]
     assert events[1].object == "optimizer"

@@ -51,7 +51,35 @@ class ClipRun:
         return self.fault, math.inf if self.error else self.at_step / self.limit if self.limit else math.inf
 
 
-Runner = Callable[[Sequence[Path], int], "ClipRun | None"]
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """A line of the sliced program; ``module`` is empty for the one that the experiment starts in."""
+
+    line: int
+    module: str = ""
+
+    @property
+    def key(self) -> str:
+        """As the trace names it among its norms."""
+        return f"{self.module}:{self.line}" if self.module else str(self.line)
+
+    def holds(self, event: Event) -> bool:
+        """Whether an event happened here."""
+        return int(event["line"]) == self.line and str(event.get("module", "")) == self.module
+
+
+def spot_of(told: Mapping[str, Any]) -> Spot:
+    """The spot that a candidate's facts tell."""
+    return Spot(int(told["line"]), str(told.get("module", "")))
+
+
+def edited_spots(candidate: Candidate) -> list[Spot]:
+    """Where the watched call is after the edit."""
+    module = str(candidate.facts.get("module", ""))
+    return [Spot(int(line), module) for line in candidate.facts["edited_lines"]]
+
+
+Runner = Callable[[Sequence[Path], Spot], "ClipRun | None"]
 
 
 # -- one iteration
@@ -65,46 +93,41 @@ def turns(path: Path) -> Iterator[list[Event]]:
     yield from found.values()
 
 
-def is_at(event: Event, line: int) -> bool:
-    """Whether an event happened on a line of the entry module."""
-    return int(event["line"]) == line and "module" not in event
-
-
-def early_run(paths: Sequence[Path], line: int) -> ClipRun | None:
+def early_run(paths: Sequence[Path], spot: Spot) -> ClipRun | None:
     """GL101. The worst run of a clip ahead of a step; at fault if the backward comes only between the two."""
 
     def runs(path: Path) -> Iterator[ClipRun]:
         for events in turns(path):
-            for at in _clips(events, line):
+            for at in _clips(events, spot):
                 clip, rest = events[at], events[at + 1 :]
-                step = next((e for e in rest if _steps(e, line)), None)
+                step = next((e for e in rest if _steps(e, spot)), None)
                 error = clip.get("error")
                 if step is None and error is None:
                     continue
                 earlier = [e["kind"] for e in events[:at] if e["kind"] in {"backward", "step"}]
-                ahead = bool(earlier) and earlier[-1] == "backward"
+                ahead = bool(earlier) and earlier[-1] == "backward" and bool(clip.get("fresh", True))
                 until = rest[: rest.index(step)] if step else rest
                 follows = any(e["kind"] == "backward" for e in until) or (error is not None and step is None)
-                run = _run(path, clip, step, line)
+                run = _run(path, clip, step, spot)
                 yield dataclasses.replace(run, fault=follows and not ahead and run.missed)
                 break
 
     return _worst(paths, runs)
 
 
-def late_run(paths: Sequence[Path], line: int) -> ClipRun | None:
+def late_run(paths: Sequence[Path], spot: Spot) -> ClipRun | None:
     """GL102. The worst run of a clip behind a step; at fault if that step met more than the limit."""
 
     def runs(path: Path) -> Iterator[ClipRun]:
         for events in turns(path):
-            for at in _clips(events, line):
+            for at in _clips(events, spot):
                 clip, before, rest = events[at], events[:at], events[at + 1 :]
-                step = next((e for e in reversed(before) if _steps(e, line)), None)
+                step = next((e for e in reversed(before) if _steps(e, spot)), None)
                 if step is None:
                     continue
                 between = before[before.index(step) + 1 :]
-                again = next((e["kind"] for e in rest if e["kind"] == "backward" or _steps(e, line)), None)
-                run = _run(path, clip, step, line)
+                again = next((e["kind"] for e in rest if e["kind"] == "backward" or _steps(e, spot)), None)
+                run = _run(path, clip, step, spot)
                 late = not any(e["kind"] == "backward" for e in between) and again != "step"
                 yield dataclasses.replace(run, fault=late and bool(step.get("fresh")) and run.missed, error=None)
                 break
@@ -112,17 +135,17 @@ def late_run(paths: Sequence[Path], line: int) -> ClipRun | None:
     return _worst(paths, runs)
 
 
-def scaled_run(paths: Sequence[Path], line: int) -> ClipRun | None:
+def scaled_run(paths: Sequence[Path], spot: Spot) -> ClipRun | None:
     """GL103. The worst run of a clip ahead of a step; at fault if it shrank scaled gradients too far."""
 
     def runs(path: Path) -> Iterator[ClipRun]:
         for events in turns(path):
-            for at in _clips(events, line):
+            for at in _clips(events, spot):
                 clip, rest = events[at], events[at + 1 :]
-                step = next((e for e in rest if _steps(e, line)), None)
+                step = next((e for e in rest if _steps(e, spot)), None)
                 if step is None or "error" in clip:
                     continue
-                run = _run(path, clip, step, line)
+                run = _run(path, clip, step, spot)
                 scaled = run.saw > 2.0 * run.true_saw
                 shrunk = run.at_step < CURE_SHARE * run.limit < run.true_saw
                 yield dataclasses.replace(run, fault=scaled and shrunk)
@@ -132,21 +155,21 @@ def scaled_run(paths: Sequence[Path], line: int) -> ClipRun | None:
     return max(found, key=lambda run: (run.fault, -run.at_step), default=None)
 
 
-def _clips(events: Sequence[Event], line: int) -> Iterator[int]:
-    return (k for k, e in enumerate(events) if e["kind"] == "clip" and is_at(e, line))
+def _clips(events: Sequence[Event], spot: Spot) -> Iterator[int]:
+    return (k for k, e in enumerate(events) if e["kind"] == "clip" and spot.holds(e))
 
 
-def _steps(event: Event, line: int) -> bool:
-    return event["kind"] == "step" and str(line) in event.get("norms", {}) and not event.get("fenced")
+def _steps(event: Event, spot: Spot) -> bool:
+    return event["kind"] == "step" and spot.key in event.get("norms", {}) and not event.get("fenced")
 
 
-def _run(path: Path, clip: Event, step: Event | None, line: int) -> ClipRun:
+def _run(path: Path, clip: Event, step: Event | None, spot: Spot) -> ClipRun:
     norms = (step.get("norms_unscaled") or step["norms"]) if step else {}
     return ClipRun(
         saw=float(clip["saw"]),
         true_saw=float(clip.get("saw_unscaled", clip["saw"])),
         returned=None if clip.get("returned") is None else float(clip["returned"]),
-        at_step=float(norms[str(line)]) if step else math.inf,
+        at_step=float(norms[spot.key]) if step else math.inf,
         limit=math.inf if clip.get("max_norm") is None else float(clip["max_norm"]),
         norm_type=float(clip.get("norm_type", 2.0)),
         fault=False,
@@ -170,10 +193,10 @@ def _settled(runs: list[ClipRun]) -> list[ClipRun]:
     return counted[1:] or counted
 
 
-def ran_without_step(paths: Sequence[Path], line: int) -> bool:
-    """Whether the clip on ``line`` ran, and no step of its iteration followed although the path has steps."""
+def ran_without_step(paths: Sequence[Path], spot: Spot) -> bool:
+    """Whether the clip at ``spot`` ran, and no step of its iteration followed although the path has steps."""
     return any(
-        any(e["kind"] == "clip" and is_at(e, line) for e in path.get("events", ()))
+        any(e["kind"] == "clip" and spot.holds(e) for e in path.get("events", ()))
         and any(e["kind"] == "step" for e in path.get("events", ()))
         for path in paths
     )
@@ -207,9 +230,10 @@ def clip_judgement(
         return not_run(measurement)
     data = measurement.data
     kind = kind_of(data)
-    written = runner(data.get("paths", ()), candidate.facts["line"])
+    spot = spot_of(candidate.facts)
+    written = runner(data.get("paths", ()), spot)
     common: dict[str, Any] = {"kind": kind, "assumed": data.get("assumed", {})}
-    if written is None and kind == "replica" and ran_without_step(data.get("paths", ()), candidate.facts["line"]):
+    if written is None and kind == "replica" and ran_without_step(data.get("paths", ()), spot):
         return Judgement("refuted", detail="no step of its iteration uses what it clips", **common)
     if written is None:
         detail = "in the replay no step was made on the parameters that it clips"
@@ -230,8 +254,8 @@ def clip_judgement(
 def _cured(
     candidate: Candidate, data: Mapping[str, Any], written: ClipRun, common: Mapping[str, Any], floor: float
 ) -> Judgement:
-    lines = [int(line) for line in candidate.facts["edited_lines"]]
-    after = [run for line in lines if (run := early_run(data.get("edited_paths", ()), line)) is not None]
+    spots = edited_spots(candidate)
+    after = [run for spot in spots if (run := early_run(data.get("edited_paths", ()), spot)) is not None]
     if not after:
         return Judgement("unverified", reason="not-sliced", detail="the moved clip did not run in the replay", **common)
     worst = max(after, key=lambda run: run.at_step)

@@ -60,8 +60,19 @@ class StepFacts:
     objects: Objects | None = None
     models: dict[str, str] = dataclasses.field(default_factory=dict)
     """The class of an object, where it is made from a class of this file: ``{"model": "SimpleNet"}``."""
+    files: dict[str, Source] = dataclasses.field(default_factory=dict)
+    """The files of the project in which events happen, by their path; the file itself is the first."""
     accumulates: bool | None = None
     """Whether accelerate is told to accumulate over more than one micro-batch; None where the text does not show it."""
+
+    def spot(self, event: Event) -> dict[str, object]:
+        """Where an event happens, as the trace of a replay tells it: its line, and its module if it is another file."""
+        own = event.path == next(iter(self.files), event.path)
+        return {"line": event.line, "module": "" if own else self.files[event.path].module}
+
+    def text(self, path: str) -> str:
+        """The text of a file in which events happen."""
+        return self.files[path].text
 
     def paired(self, event: Event, step: Event) -> bool | None:
         """Whether an event concerns the parameters that a step updates; ``None``: the text does not tell.
@@ -185,7 +196,9 @@ def read_steps(source: Source, known: Units | None = None) -> StepFacts:
     regions = tuple(_regions(reader, scopes))
     objects = merged([reader.unit.objects, *(u.objects for u in reader.units.values() if u is not reader.unit)])
     models = {key: cls.qualname for key, cls in reader.unit.objects.instances.items()}
-    return StepFacts(regions, objects, models, _accumulates(source.tree))
+    paths = dict.fromkeys([source.path, *(e.path for region in regions for _, e in region.events)])
+    files = {path: reader.cache.sources[path] for path in paths}
+    return StepFacts(regions, objects, models, files, _accumulates(source.tree))
 
 
 def _accumulates(tree: ast.Module) -> bool | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from gradlint.facts.steps_calls import event_of
 from gradlint.facts.steps_context import Context
 from gradlint.facts.steps_events import Event
-from gradlint.facts.steps_iterators import consumes, makes_iterator
+from gradlint.facts.steps_iterators import consumes, lists_parameters, makes_iterator
 from gradlint.facts.steps_objects import pairs, roots
 from gradlint.facts.steps_scopes import own_nodes, spelled
 from gradlint.facts.steps_words import OPTIMIZER_CLASSES, OPTIMIZERS, TORCH_CLIPS, callee, words
@@ -86,7 +86,8 @@ def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context)
         where = frame.unit.lines.location(value)
         yield event_of("iterator", node, frame, written, key, roots=found or frozenset({key}), value=where)
     else:
-        yield event_of("iterator", node, frame, written, key)
+        listed = frame.unit.lines.location(value) if lists_parameters(value) else None
+        yield event_of("iterator", node, frame, written, key, value=listed)
 
 
 def handed_over(call: ast.Call, frame: Context, name: str | None = None) -> Iterator[Event]:

@@ -23,18 +23,17 @@ class SecondUse:
     second: Event
 
 
-def second_uses(steps: StepFacts, path: str, lists: bool = False) -> Iterator[SecondUse]:
-    """The second consumers in the file ``path``, once for each iterator; a clip goes before another consumer.
+def second_uses(steps: StepFacts, lists: bool = False) -> Iterator[SecondUse]:
+    """The second consumers, once for each iterator; a clip goes before another consumer.
 
     ``lists``: names that are bound to something that can be used again are followed as well.
     """
     inherited = _made_in_constructors(steps, lists)
     own = steps.objects.own if steps.objects is not None else str
-    found: dict[tuple[str, int], list[SecondUse]] = {}
+    found: dict[tuple[str, str, int], list[SecondUse]] = {}
     for region in steps.regions:
         for use in _in_region(region, lists, inherited, own):
-            if use.second.path == path and use.made.path == path:
-                found.setdefault((use.made.object, use.made.line), []).append(use)
+            found.setdefault((use.made.path, use.made.object, use.made.line), []).append(use)
     for uses in found.values():
         clips = [use for use in uses if "clip" in use.second.name]
         yield (clips or uses)[0]

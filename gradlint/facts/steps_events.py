@@ -64,6 +64,9 @@ class Event:
     """A clip with an infinite limit: it only measures."""
     scaler: str = ""
     """The gradient scaler of a scaled backward, an ``unscale_``, or a step through the scaler."""
+    written: str = ""
+    """A step's optimizer as its own function calls it; ``object`` is its name in the region."""
+    written_scaler: str = ""
     own_scale: bool = False
     """A clip whose limit is multiplied by the loss scale."""
     wrapper: bool = False

@@ -17,13 +17,13 @@ _EAGER_TORCH = frozenset({"parameters_to_vector", "vector_to_parameters"})
 
 
 def iterator_names(scopes: Scopes, cache: ScopeCache) -> frozenset[str]:
-    """The names and attributes of a file that some statement binds to an iterator of parameters."""
+    """The names and attributes of a file that some statement binds to an iterator, or a list, of parameters."""
     found: set[str] = set()
     bodies: list[Scope] = [scopes.module, *(f.scope for f in scopes.functions)]
     for scope in bodies:
         for node in own_nodes(scope.node.body):
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-                if not makes_iterator(node.value, scopes, scope, cache):
+                if not makes_iterator(node.value, scopes, scope, cache) and not lists_parameters(node.value):
                     continue
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     key = spelled(target)
@@ -65,6 +65,14 @@ def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCa
             return True
     name = scopes.dotted(value.func, scope) or ""
     return name.startswith("itertools.") and name.rsplit(".", 1)[-1] in _LAZY_TOOLS
+
+
+def lists_parameters(value: ast.expr) -> bool:
+    """Whether an expression gives a list of parameters, which can be run through again."""
+    if isinstance(value, ast.Call):
+        eager = isinstance(value.func, ast.Name) and value.func.id in {"list", "tuple", "sorted"}
+        return eager and _of_parameters(value)
+    return isinstance(value, ast.ListComp) and _of_parameters(value)
 
 
 def _called(func: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache) -> Function | None:

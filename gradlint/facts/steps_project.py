@@ -20,6 +20,8 @@ class Source:
     text: str
     tree: ast.Module
     package: str = ""
+    module: str = ""
+    """The name by which the project imports it."""
     locate: Callable[[str], tuple[ast.stmt, Source] | None] = lambda name: None
 
 

@@ -262,11 +262,16 @@ class StepReader:
         if objects.is_scaler(owner):
             closure = call.args[1] if len(call.args) > 1 else None
             on = "" if objects.is_off(owner) else owner
-            step = event_of("step", call, frame, object=given or "", scaler=on)
+            written = spelled(first) if first is not None else None
+            holder = spelled(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            step = event_of(
+                "step", call, frame, object=given or "", scaler=on, written=written or "", written_scaler=holder or ""
+            )
         elif objects.is_optimizer(owner):
             closure = first
             wrapper = owner in objects.engines or "engine" in words(owner)
-            step = event_of("step", call, frame, object=owner, wrapper=wrapper)
+            holder = spelled(call.func.value) if isinstance(call.func, ast.Attribute) else None
+            step = event_of("step", call, frame, object=owner, wrapper=wrapper, written=holder or "")
         elif given and first is not None and objects.is_optimizer(given) and not objects.never_steps(owner):
             closure = None
             step = event_of("step", call, frame, object=given, scaler=owner)

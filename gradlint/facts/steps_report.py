@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ Finder = Callable[[StepFacts, Region, int, Event], "Candidate | None"]
 
 
 def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int, Event]]]:
-    """The certain events of a kind in this file, each with every region that it is built into."""
-    found: dict[Location, list[tuple[Region, int, Event]]] = {}
+    """The certain events of a kind, in this file and in helpers of others, each with every region it is built into."""
+    found: dict[tuple[str, Location], list[tuple[Region, int, Event]]] = {}
     for region in (facts.steps or StepFacts()).regions:
         for index, event in region.of_kind(kind):
-            if event.path == facts.path and not event.doubt:
-                found.setdefault(event.location, []).append((region, index, event))
+            if not event.doubt:
+                found.setdefault((event.path, event.location), []).append((region, index, event))
     yield from found.values()
 
 
@@ -46,27 +47,50 @@ def candidate(
     related: Sequence[tuple[Event, str]] = (),
     told: Mapping[str, Any] | None = None,
     same_batch: bool = False,
-    iterators: tuple[tuple[int, str], ...] = (),
-    line: int | None = None,
+    iterators: tuple[tuple[int, str, str], ...] = (),
+    edit_path: str = "",
 ) -> Candidate:
-    """A candidate on ``place``; the experiment starts in the function that holds its iteration."""
+    """A candidate on ``place``; the experiment starts in the function that holds its iteration.
+
+    ``place`` may be in a helper of another file: the experiment then starts in this one, where the helper is called.
+    """
     frame = frame_in(turn, [place, *others], facts.path)
-    watched = place.line if line is None else line
-    lines = moved_to(edit, watched)
+    changed = edit_path or place.path
+    lines = moved_to(edit, place.line) if changed == place.path else (place.line,)
+    own = place.path == facts.path
     return Candidate(
         code=code,
-        path=facts.path,
+        path=place.path,
         location=place.location,
         symbol=symbol(steps, frame.qualname, place),
         message=message,
         experiment=StepExperiment(
-            facts.path, frame.qualname, (watched,), edit, lines, same_batch=same_batch, iterators=iterators
+            facts.path,
+            frame.qualname,
+            entered_at(place, facts.path),
+            edit,
+            lines if own else entered_at(place, facts.path),
+            same_batch=same_batch,
+            edit_path=changed,
+            iterators=iterators,
         ),
         help=help,
-        group=f"{facts.path}:{place.line}",
+        group=f"{place.path}:{place.line}",
         related=tuple(Related(e.path, e.line, text) for e, text in related),
-        facts={"line": watched, "edited_lines": list(lines), "has_edit": edit is not None, **(told or {})},
+        facts={**steps.spot(place), "edited_lines": list(lines), "has_edit": edit is not None, **(told or {})},
     )
+
+
+def entered_at(event: Event, path: str) -> tuple[int, ...]:
+    """The line of an event in the file ``path``; of the call that leads to it, where it is in another."""
+    if event.path == path:
+        return (event.line,)
+    calls = [
+        inner.call.line
+        for outer, inner in itertools.pairwise(event.frames)
+        if outer.path == path and inner.path != path and inner.call is not None
+    ]
+    return tuple(calls[-1:])
 
 
 def frame_in(turn: Turn, events: Sequence[Event], path: str) -> Frame:

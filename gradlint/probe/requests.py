@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from gradlint.facts.models import arguments
 from gradlint.facts.vanishing import MIN_DEPTH
 from gradlint.probe.policy import vet
 from gradlint.probe.slicing import Slice, slice_for, slice_step
-from gradlint.rule import Candidate, ModelExperiment, SourceEdit, StepExperiment
+from gradlint.rule import Candidate, ModelExperiment, StepExperiment
 
 Shape = Sequence[int]
 
@@ -88,13 +89,12 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
         return refused
     edited: dict[str, Any] | None = None
     if experiment.edit is not None:
-        other = index.with_text(experiment.path, experiment.edit.new_text)
+        changed = experiment.edit_path or experiment.path
+        other = index.with_text(changed, experiment.edit.new_text)
         after = slice_step(other, experiment.path, experiment.region)
-        source = next((m["source"] for m in after.modules if m["name"] == after.entry), None)
-        if source is not None:
-            edited = {"source": source, "lines": list(experiment.edited_lines)}
-            if experiment.iterators:
-                edited["iterators"] = [list(_placed(experiment.edit, *place)) for place in experiment.iterators]
+        module = next((m for m in after.modules if os.path.abspath(m["path"]) == os.path.abspath(changed)), None)
+        if module is not None:
+            edited = {"source": module["source"], "lines": list(experiment.edited_lines), "module": module["name"]}
     body: dict[str, Any] = {
         "modules": [dict(m) for m in part.modules],
         "entry": part.entry,
@@ -107,13 +107,8 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
     if experiment.same_batch:
         body["same_batch"] = True
     if experiment.iterators:
-        body["iterators"] = [list(place) for place in experiment.iterators]
+        body["iterators"] = [[line, name, module or part.entry] for line, name, module in experiment.iterators]
     return Prepared(_key("step", body), "step", body)
-
-
-def _placed(edit: SourceEdit, line: int, name: str) -> tuple[int, str]:
-    """Where a line of the text went in the edited one."""
-    return next((new for new, old in sorted(edit.line_map.items()) if old == line), line), name
 
 
 def _refused(part: Slice, name: str) -> Unsliced | None:

@@ -19,6 +19,9 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
 import torch
 
+UNKNOWN_DEVICE = torch.device("cuda")
+"""Programs are written for a GPU: that decides whether they scale their losses. Nothing is ever put on it."""
+
 MISSING = object()
 """Nothing is known about a name (``None`` is a value)."""
 
@@ -105,6 +108,10 @@ class World:
     def run_backward(self, loss: Any, divisor: int = 1, scaler: Optional[torch.amp.GradScaler] = None) -> None:
         """Run the backward pass of whatever carries the gradient, divided and scaled as a framework does it."""
 
+    def layer(self, ghost: Ghost, name: str, surely: bool) -> Any:
+        """What a module holds under ``name`` that was given an unknown."""
+        return ghost
+
     def asked(self, value: Any) -> bool:
         """The truth of a value that a framework asks for."""
         return bool(value)
@@ -156,7 +163,7 @@ class Ghost:
     gl_hint: Any
     gl_extra: Any
     gl_cell: Dict[str, Any]
-    """Holds, under ``"is"``, what this unknown turned out to be; shared by all its names."""
+    """Shared by all names of this unknown: ``"is"``, what it turned out to be; ``"made"``, the call it came from."""
 
     def __init__(
         self,
@@ -194,7 +201,7 @@ class Ghost:
         if known is not MISSING:
             return known
         if name == "device":
-            return torch.device("cpu")
+            return UNKNOWN_DEVICE
         return Ghost(path, owner=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -404,7 +411,7 @@ class GhostTensor(Ghost):
 
     def _gl_child(self, name: str) -> Any:
         if name == "device":
-            return torch.device("cpu")
+            return UNKNOWN_DEVICE
         path = f"{self.gl_name}.{name}"
         if name in _CUTS:
             return Ghost(path, owner=self)

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, List, Tuple
 
 import torch
-from ghost import MISSING, Ghost, world
+from ghost import MISSING, UNKNOWN_DEVICE, Ghost, world
 
 
 class GhostModule(ModuleType):
@@ -62,7 +62,7 @@ def attribute_of(instance: Any, name: str) -> Any:
         if known is not MISSING:
             store[name] = known
         elif name == "device":
-            store[name] = torch.device("cpu")
+            store[name] = UNKNOWN_DEVICE
         else:
             ghost = Ghost(path)
             object.__setattr__(ghost, "gl_extra", instance)

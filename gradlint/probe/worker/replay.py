@@ -76,7 +76,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     edited_paths: List[Dict[str, Any]] = []
     edited = body.get("edited")
     if edited:
-        modules = [_with_source(m, body["entry"], edited["source"]) for m in body["modules"]]
+        modules = [_with_source(m, edited.get("module") or body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
         other.forced, other.slim = program.forced, program.slim
         chosen = [dict(path.pop("assigned")) for path in paths]
@@ -108,7 +108,9 @@ class Program:
         self.values: Dict[str, str] = dict(body.get("values") or {})
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
         self.same_batch = bool(body.get("same_batch"))
-        self.iterators = {(int(line), str(name)) for line, name in body.get("iterators") or ()}
+        self.iterators = {
+            (str(more[0]) if more else self.entry, int(line), str(name)) for line, name, *more in body.get("iterators") or ()
+        }
         self.assumed = assumed
         self.trees = {str(m["name"]): _parse(m) for m in modules}
         self.files = {filename_of(str(m["path"])): str(m["name"]) for m in modules}
@@ -208,7 +210,8 @@ class Program:
         is_main = name == self.entry
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
         capture = self.region if is_main and "<locals>" in self.region else ""
-        tree = rewrite(self.trees[name], roles, is_main, capture, self.iterators if is_main else ())
+        watched = {(line, path) for module, line, path in self.iterators if module == name}
+        tree = rewrite(self.trees[name], roles, is_main, capture, watched)
         self._code[name] = compile(tree, filename, "exec", dont_inherit=True)
         return self._code[name]
 

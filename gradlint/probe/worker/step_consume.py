@@ -76,6 +76,8 @@ class WatchedList(List[Any]):
 
 def watch(recorder: Recorder, value: Any, name: str) -> Any:
     """``value``, watched if it is an iterator or a list; anything else, an unknown value too, stays what it is."""
+    if "iterator" in recorder.stubs and isinstance(value, AnyIterator):
+        value = list(value)  # the control: an iterator that is never used up
     if type(value) is list and value:
         return WatchedList(recorder, value, name)
     if isinstance(value, (Ghost, Watched)) or not isinstance(value, AnyIterator):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+from typing import List
 
 from step_nodes import at, call, dotted, string
 
 _OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
+
+
+def _tuple(values: List[ast.expr]) -> ast.Tuple:
+    return ast.Tuple(elts=values, ctx=ast.Load())
 
 
 class Expressions(ast.NodeTransformer):
@@ -41,9 +46,28 @@ class Expressions(ast.NodeTransformer):
             return at(call("_gl_compare", string(operator), node.left, node.comparators[0]), node)
         return node
 
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        func = node.func
+        if isinstance(func, ast.Attribute) and func.attr == "__init__" and not isinstance(func.value, ast.Call):
+            made = ast.Call(func=ast.Name(id="_gl_init", ctx=ast.Load()), args=[func.value, *node.args], keywords=[])
+            made.keywords = node.keywords
+            return at(made, node)
+        stars = any(isinstance(a, ast.Starred) for a in node.args)
+        maps = [k.value for k in node.keywords if k.arg is None]
+        if not stars and not maps:
+            return node
+        args = [call("_gl_star", a.value) if isinstance(a, ast.Starred) else a for a in node.args]
+        named = [k for k in node.keywords if k.arg is not None]
+        keywords = ast.Dict(keys=[string(k.arg or "") for k in named], values=[k.value for k in named])
+        return at(call("_gl_call", func, _tuple(args), keywords, _tuple(maps)), node)
+
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.ctx, ast.Load) and isinstance(node.slice, (ast.Name, ast.Attribute, ast.Call)):
+        if not isinstance(node.ctx, ast.Load):
+            return node
+        index = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        if isinstance(node.slice, (ast.Name, ast.Attribute, ast.Call)) or type(index) is int:
             return at(call("_gl_item", node.value, node.slice), node)
         return node
 

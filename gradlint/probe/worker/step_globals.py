@@ -8,8 +8,7 @@ import re
 import types
 from typing import Any, Dict, FrozenSet, List, Sequence, Set, Tuple, Union
 
-import torch
-from ghost import MISSING, Ghost
+from ghost import MISSING, UNKNOWN_DEVICE, Ghost
 from step_roles import MODEL
 from step_world import RunWorld
 
@@ -40,7 +39,7 @@ def _unknown(name: str, world: RunWorld) -> Any:
     known = world.value_of(name)
     if known is not MISSING:
         return known
-    return torch.device("cpu") if DEVICE.search(name) else Ghost(name)
+    return UNKNOWN_DEVICE if DEVICE.search(name) else Ghost(name)
 
 
 @functools.lru_cache(maxsize=256)

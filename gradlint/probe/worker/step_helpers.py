@@ -14,6 +14,7 @@ from step_loops import limited, rounds
 from step_record import Loop
 from step_roles import MODEL
 from step_same import SameBatch
+from step_unpack import Star, call_with, init_base, item, unpacked
 from step_world import RunWorld, is_count
 
 
@@ -34,7 +35,11 @@ class Helpers:
             "_gl_test": self._test,
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
-            "_gl_item": _item,
+            "_gl_item": item,
+            "_gl_call": call_with,
+            "_gl_star": Star,
+            "_gl_init": init_base,
+            "_gl_unpack": unpacked,
             "_gl_compare": self._compare,
             "_gl_same": self._is,
             "_gl_cast": self._cast,
@@ -46,6 +51,7 @@ class Helpers:
             "_gl_grads_changed": self._grads_changed,
             "_gl_iterator": self._iterator,
             "next": self._next,
+            "vars": lambda *a: a[0] if a and isinstance(a[0], Ghost) else vars(*a),
             "isinstance": is_instance,
             "range": self._range,
             "print": _nothing,
@@ -194,6 +200,11 @@ class _GhostRange:
         for number, _ in enumerate(Ghost("range()")):
             yield self.start + number
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Ghost(f"range().{name}")
+
     def __reversed__(self) -> Iterator[int]:
         return reversed(range(self.start, self.start + ASSUMED_LENGTH))
 
@@ -228,15 +239,6 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """``print`` and its like."""
 
 
-def _item(holder: Any, key: Any) -> Any:
-    """``holder[key]``; an unknown key of a known collection picks any of its items."""
-    if not isinstance(key, Ghost) or not isinstance(holder, (dict, list, tuple)) or not holder:
-        return holder[key]
-    if isinstance(holder, dict):
-        return holder[key] if key in holder else next(iter(holder.values()))
-    return holder[0]
-
-
 def _title(value: Any) -> str:
     return str(getattr(value, "gl_name", type(value).__name__))
 
@@ -246,6 +248,7 @@ def _named(value: Any, name: str) -> Any:
     if type(value) is Ghost and value.gl_extra is None:
         named = Ghost(name, hint=value.gl_hint)
         object.__setattr__(named, "gl_cell", value.gl_cell)
+        value.gl_cell.setdefault("made", value.gl_name)
         return named
     return value
 

@@ -7,7 +7,7 @@ import inspect
 from typing import Any, Dict, Tuple
 
 import torch
-from ghost import Ghost
+from ghost import Ghost, world
 
 UNKNOWN_SIZE = 1
 """Every size that is not known: sizes that are equal fit each other."""
@@ -15,6 +15,7 @@ UNKNOWN_SIZE = 1
 
 def install() -> None:
     """Wrap the constructors of ``torch.nn``'s layers, and ``Module.to``. Calling it again does nothing."""
+    _foreign_layers()
     moved = torch.nn.Module.to
     if not hasattr(moved, "gl_wrapped"):
         torch.nn.Module.to = _stays(moved)  # type: ignore[method-assign]
@@ -27,6 +28,29 @@ def install() -> None:
         made = layer.__init__
         if not hasattr(made, "gl_wrapped"):
             setattr(layer, "__init__", _known(made))  # noqa: B010
+
+
+def _foreign_layers() -> None:
+    """A layer of another library, stored in a module of the program's, is a module with parameters."""
+    module: Any = torch.nn.Module
+    if hasattr(module.__setattr__, "gl_wrapped"):
+        return
+    real_set, real_add = module.__setattr__, module.add_module
+
+    @functools.wraps(real_set)
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        real_set(self, name, _layer(value, name))
+
+    @functools.wraps(real_add)
+    def add_module(self: Any, name: str, module: Any) -> None:
+        real_add(self, name, _layer(module, name, True))
+
+    set_attribute.gl_wrapped = True  # type: ignore[attr-defined]
+    module.__setattr__, module.add_module = set_attribute, add_module
+
+
+def _layer(value: Any, name: str, surely: bool = False) -> Any:
+    return world().layer(value, name, surely) if isinstance(value, Ghost) else value
 
 
 def _stays(moved: Any) -> Any:

@@ -130,6 +130,8 @@ def _clip(
     name = "clip_value" if by_value else "max_norm"
     limit = _argument(args, kwargs, 0, name, 1.0)
     norm_type = float("inf") if by_value else 2.0
+    if limit is None and name not in kwargs and not args:
+        kwargs[name] = limit = Hooks.number(Ghost(name), 1.0)  # it came with unknown arguments
     if not by_value and not with_norm:
         norm_type = _argument(args, kwargs, 1, "norm_type", 2.0)
     for key in ("error_if_nonfinite", "foreach"):
@@ -257,6 +259,9 @@ def _recorded_clear(real: Callable[..., Any], kind: str) -> Callable[..., Any]:
             event = recorder.add("zero_grad", object=recorder.name(self, kind), saw=norm(params))
             event["fresh"] = recorder.grads.fresh(params)
             describe(recorder, event, params)
+            if "zero_grad" in recorder.stubs:
+                event["cleared"] = 0
+                return None
             held = recorder.grads.clearable(params)
             real(self, *[a for a in args if not isinstance(a, Ghost)], **_plain(kwargs))
             event["cleared"] = recorder.grads.cleared(held)

@@ -12,7 +12,7 @@ import types
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
-from ghost import MISSING, Ghost, combine
+from ghost import MISSING, UNKNOWN_DEVICE, Ghost, combine
 from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
@@ -228,6 +228,10 @@ class _Arguments:
         for number, keyword_default in enumerate(args.kw_defaults):
             if keyword_default is not None:
                 self.defaults[args.kwonlyargs[number].arg] = keyword_default
+        self.kwargs: Dict[str, str] = {}
+        """Names that the function takes out of its ``**kwargs``, with the paths they have there."""
+        if args.kwarg is not None:
+            self.kwargs = {name: f"{args.kwarg.arg}[{name!r}]" for name in _taken_from(node, args.kwarg.arg)}
         self.values: Dict[str, Any] = {}
 
     def at(self, number: int) -> Dict[str, Any]:
@@ -235,6 +239,9 @@ class _Arguments:
         if not self.values:
             order = sorted(self.names, key=lambda n: 0 if self.world.roles.of(n) == MODEL else 1)
             self.values = {n: v for n in order for v in [self._value(n)] if v is not _USE_DEFAULT}
+            for name, path in self.kwargs.items():
+                known = self.world.roles.of(path) is not None
+                self.values.setdefault(name, self.world.standins.value(path) if known else Ghost(path))
         counters = {n: number for n in self.values if _COUNTER.match(n)}
         return {**self.values, **counters}
 
@@ -258,8 +265,24 @@ class _Arguments:
         if _COUNTER.match(name):
             return 0
         if DEVICE.search(name):
-            return torch.device("cpu")
+            return UNKNOWN_DEVICE
         return Ghost(name)
+
+
+def _taken_from(node: Definition, kwargs: str) -> List[str]:
+    """The keys in ``kwargs["key"]`` and ``kwargs.pop("key")``."""
+    found: Dict[str, None] = {}
+    for child in ast.walk(node):
+        holder: Optional[ast.AST] = None
+        key: Optional[ast.AST] = None
+        if isinstance(child, ast.Subscript):
+            holder, key = child.value, child.slice
+        elif isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr == "pop":
+            holder, key = child.func.value, child.args[0] if len(child.args) == 1 else None
+        name = key.value if isinstance(key, ast.Constant) else None
+        if isinstance(holder, ast.Name) and holder.id == kwargs and isinstance(name, str) and name.isidentifier():
+            found[name] = None
+    return list(found)
 
 
 _USE_DEFAULT = object()

@@ -137,8 +137,10 @@ class _Writer:
             path = dotted(node.targets[0])
             if path is not None and path not in self.roles:
                 node.value = at(call("_gl_named", node.value, string(path)), node.value)
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            node.value = _unpacking(node.targets[0], node.value)
         owner = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(node, ast.Assign) and isinstance(owner, ast.Attribute) and owner.attr == "grad":
+        if isinstance(node, ast.Assign) and isinstance(owner, ast.Attribute) and owner.attr in ("grad", "_grad"):
             node.value = at(call("_gl_gradient", _read(owner.value), node.value), node.value)
         if isinstance(node, ast.Raise):
             return [plain]
@@ -325,10 +327,19 @@ def _drop_annotations(node: Union[ast.FunctionDef, ast.AsyncFunctionDef]) -> Non
             argument.annotation = ast.Constant(value="object")
 
 
+def _unpacking(target: ast.expr, value: ast.expr) -> ast.expr:
+    """``a, b = value`` takes as many items as it needs."""
+    if not isinstance(target, (ast.Tuple, ast.List)) or isinstance(value, (ast.Tuple, ast.List)):
+        return value
+    if any(isinstance(e, ast.Starred) for e in target.elts):
+        return value
+    return at(call("_gl_unpack", value, ast.Constant(value=len(target.elts))), value)
+
+
 def _touches_grad(node: ast.stmt) -> bool:
     """Whether the statement writes a ``.grad``: ``p.grad = None``, ``p.grad.zero_()``, ``p.grad /= s``."""
     for child in ast.walk(node):
-        if not (isinstance(child, ast.Attribute) and child.attr == "grad"):
+        if not (isinstance(child, ast.Attribute) and child.attr in ("grad", "_grad")):
             continue
         if isinstance(child.ctx, ast.Store) or isinstance(node, (ast.AugAssign, ast.Expr)):
             return True

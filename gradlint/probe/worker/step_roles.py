@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Union
 
 from ghost import words
 from step_nodes import dotted
@@ -63,6 +63,8 @@ class Roles:
     children: Dict[str, List[str]] = field(default_factory=dict)
     """Submodules whose parameters are taken apart: ``model`` -> [``encoder``, ``head``]."""
     optimizers: List[OptimizerCall] = field(default_factory=list)
+    called: FrozenSet[str] = frozenset()
+    """Paths that are called."""
     comes_prepared: bool = False
     """Whether an accelerator comes from outside, with what it prepared."""
 
@@ -87,7 +89,7 @@ def infer(trees: Iterable[ast.Module]) -> Roles:
     for tree in trees:
         _collect(tree, uses)
     _mark_scaler_arguments(trees, uses)
-    roles = Roles()
+    roles = Roles(called=frozenset(path for path, use in uses.items() if use.called))
     for path, use in uses.items():
         role = _role(path, use)
         if role is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from ghost import Gate, Ghost, combine, scalar_of, short, weights_of
@@ -54,6 +54,9 @@ class StandInModel(torch.nn.Module):
 
     def __len__(self) -> int:
         return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self])
 
     def to(self, *args: Any, **kwargs: Any) -> StandInModel:
         """It stays where it is, in single precision."""
@@ -132,6 +135,8 @@ class StandIns:
         self.maybe_none: Dict[int, str] = {}
         """Scalers made here: a program may also run without one, so their presence is an unknown guard."""
         self.made: List[Any] = []
+        self._guesses: List[Tuple[str, torch.optim.Optimizer]] = []
+        """Optimizers whose models were guessed: a model that turns up later may be theirs as well."""
 
     def bind(self, path: str, value: Any) -> None:
         """The program itself bound ``path``."""
@@ -172,6 +177,16 @@ class StandIns:
         self.assumed.setdefault(path, "stand-in model")
         self.made.append(model)
         self.bound[path] = model
+        for owner, optimizer in self._guesses:
+            if path in goes_with(owner, self.models()):
+                add_weights(optimizer, weights_of(model))
+        return model
+
+    def layer(self, name: str) -> StandInModel:
+        """A part of a model of the program's own."""
+        model = StandInModel(name)
+        self.assumed.setdefault(name, "stand-in layer")
+        self.made.append(model)
         return model
 
     def optimizer(self, path: str, module: Optional[torch.nn.Module] = None) -> torch.optim.Optimizer:
@@ -190,6 +205,8 @@ class StandIns:
             made = torch.optim.SGD(parameters, lr=DEFAULT_LR)
             self.assumed.setdefault(path, f"SGD(lr={DEFAULT_LR})")
         self.made.append(made)
+        if module is None and (call is None or not call.models):
+            self._guesses.append((path, made))
         return made
 
     def _constructor(self, path: str) -> Optional[OptimizerCall]:
@@ -206,36 +223,46 @@ class StandIns:
                 found[path] = value
         return found
 
-    def _partner(self, path: str) -> Optional[torch.nn.Module]:
-        """The model ``models[k]`` that goes with the optimizer ``optimizers[k]``."""
+    def _expected(self, path: str) -> Dict[str, torch.nn.Module]:
+        """Models that the program will bind, where it has none yet: made now, one for each name."""
+        by_name: Dict[str, str] = {}
+        for other, role in self.roles.by_path.items():
+            if role == MODEL and "[" not in other and other not in self.bound:
+                by_name.setdefault(other.rsplit(".", 1)[-1], other)
+        for other in goes_with(path, list(by_name.values())):
+            self.value(other)
+        if not self.models():
+            self.model("model")
+        return self.models()
+
+    def _partners(self, path: str) -> List[torch.nn.Module]:
+        """The model ``models[k]`` that goes with the optimizer ``optimizers[k]``; of any optimizer, all there are."""
         base, bracket, key = path.partition("[")
         prefix = base.rpartition(".")[0]
         for other, role in self.roles.by_path.items() if bracket else ():
             if other.rpartition(".")[0] != prefix:
                 continue
-            found = None
+            found: List[Any] = []
             if role == MANY + MODEL:
                 many = self.value(other)
-                found = many.at(bracket + key) if isinstance(many, Many) else None
+                if isinstance(many, Many):
+                    found = many.values() if key == "0]" else [many.at(bracket + key)]
             elif role == MODEL and other.endswith("[]"):
-                found = self.value(other[:-2] + bracket + key)
-            if isinstance(found, torch.nn.Module):
+                found = [self.value(other[:-2] + bracket + key)]
+            if found and all(isinstance(f, torch.nn.Module) for f in found):
                 return found
-        return None
+        return []
 
     def _models_for(self, path: str, call: Optional[OptimizerCall]) -> List[torch.nn.Module]:
-        partner = self._partner(path)
-        if partner is not None:
-            return [partner]
+        partners = self._partners(path)
+        if partners:
+            return partners
         prefix = path.rpartition(".")[0]
         for other, role in list(self.roles.by_path.items()):
             base = other.rpartition(".")[0]
             if role == MODEL and base == prefix and "[" not in other and other not in self.bound:
                 self.value(other)
-        models = self.models()
-        if not models:
-            self.model("model")
-            models = self.models()
+        models = self.models() or self._expected(path)
         if call is not None and call.models:
             wanted = {m.rsplit(".", 1)[-1] for m in call.models}
             chosen = [m for p, m in models.items() if p.rsplit(".", 1)[-1] in wanted]
@@ -254,6 +281,14 @@ class StandIns:
         for parameter in parameters[1:]:
             total = total + scalar_of(parameter)
         return total
+
+
+def add_weights(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> None:
+    """Have an optimizer step these, too."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in parameters if id(p) not in held and p.requires_grad]
+    if new:
+        optimizer.add_param_group({"params": new})
 
 
 def unique(parameters: Sequence[torch.Tensor]) -> List[torch.Tensor]:

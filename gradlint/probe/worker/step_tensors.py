@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import types
 from typing import Any, Callable
 
@@ -21,8 +22,30 @@ def install() -> None:
     """Replace the functions. Call once."""
     _tolerant_grad()
     _tolerant_factories()
+    _gpu()
     for name in _SIZED.split():
         setattr(torch, name, _bounded(getattr(torch, name), name))
+
+
+def _gpu() -> None:
+    """Whether there is a GPU is unknown to the program, and only to it; types of its tensors are those of a CPU's."""
+    cuda: Any = torch.cuda
+    available, count = cuda.is_available, cuda.device_count
+
+    def is_available() -> Any:
+        return Ghost("torch.cuda.is_available()") if _asked_by_program() else available()
+
+    def device_count() -> Any:
+        return 1 if _asked_by_program() else count()
+
+    cuda.is_available, cuda.device_count = is_available, device_count
+    for name in ["Float", "Double", "Half", "Long", "Int", "Short", "Byte", "Bool"]:
+        setattr(cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
+
+
+def _asked_by_program() -> bool:
+    recorder = Hooks.recorder
+    return recorder is not None and sys._getframe(2).f_code.co_filename in recorder.files
 
 
 def _bounded(real: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -321,10 +321,12 @@ def _spawn(fn: Callable[..., Any], args: Sequence[Any] = (), *rest: Any, **kwarg
 class _Wrapped(torch.nn.Module):
     """A data parallel wrapper that is just a wrapper."""
 
+    def __new__(cls, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """An unknown module stays what it is."""
+        return module if isinstance(module, Ghost) else super().__new__(cls)
+
     def __init__(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        if isinstance(module, Ghost):
-            raise TypeError("unknown module")
         self.gl_name = "parallel"
         self.module = module
 

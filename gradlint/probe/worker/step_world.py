@@ -27,6 +27,12 @@ _COUNT_NAMES = re.compile(
     r"accum|update_(freq|every|interval)|grad_acc|(n|num)_micro|micro_?batches|iter_size|virtual_batch", re.IGNORECASE
 )
 """Unknown numbers that count the micro-batches of a step."""
+_NO_LAYER = re.compile(
+    r"loss|criterion|metric|accuracy|meter|token|logg|writer|config|cfg|arg|param|sched|data|loader|sampler|transform"
+    r"|drop|activ|act$|relu|gelu|optim|partial|path|space|pool|scal|env|buffer|memory|dist|timer|fn$|func",
+    re.IGNORECASE,
+)
+"""Names of what a module may hold that is no layer with parameters."""
 
 
 def is_count(ghost: Ghost) -> bool:
@@ -84,6 +90,20 @@ class RunWorld(World):
             line = str(place[1]) if module == self.recorder.entry else f"{module}:{place[1]}"
             self.guards.setdefault(line, answer)
         return answer
+
+    def layer(self, ghost: Ghost, name: str, surely: bool) -> Any:
+        """A module, where what made the unknown is a class or what it is stored as is called."""
+        found = ghost.gl_cell.get("is")
+        if isinstance(found, torch.nn.Module):
+            return found
+        maker = str(ghost.gl_cell.get("made", ghost.gl_name)).partition("(")[0].rsplit(".", 1)[-1]
+        called = maker[:1].isupper() or f"self.{name}" in self.roles.called
+        if isinstance(ghost, GhostTensor) or not (surely or ("made" in ghost.gl_cell and called)):
+            return ghost
+        if not surely and (_NO_LAYER.search(maker) or _NO_LAYER.search(name)):
+            return ghost
+        ghost.gl_cell["is"] = self.standins.layer(name)
+        return ghost.gl_cell["is"]
 
     def slimmed(self, model: StandInModel) -> None:
         """A class of the program made a stand-in, since its own model is too slow."""
