@@ -171,7 +171,7 @@ def _clears(steps: StepFacts, turn: Turn, clip: Event, event: Event) -> bool:
         return False
     if clip.roots and clip.roots <= event.roots:
         return True
-    known = steps.paired(clip, event)
+    known = True if steps.named_together(clip, event) else steps.paired(clip, event)
     inside = {e.object for index, e in turn.region.events if e.kind == "step" and _in(turn, index)}
     return known is True or (known is None and len(inside) == 1)
 

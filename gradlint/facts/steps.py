@@ -26,8 +26,8 @@ __all__ = ["Event", "Frame", "Kind", "Region", "Source", "StepFacts", "Units", "
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
 
-_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(|optim\.[A-Z]")
-"""A file without any of these has no training step of its own: a backward alone is no step."""
+_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(|optim\.[A-Z]|backward\(")
+"""A file without any of these has no part in a training step."""
 _TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad", "consume"})
 
 
@@ -133,6 +133,13 @@ class StepFacts:
         if not tag or not all(mine) or any(_alike(one, tag) for one in mine):
             return False
         return all(any(_alike(one, other) for other in self._tags) for one in mine)
+
+    def named_together(self, event: Event, step: Event) -> bool:
+        """Whether the name of what an event reaches is that of this optimizer, and of no other."""
+        mine, tag = [_tag(root) for root in event.roots or {event.object}], _tag(step.object)
+        if not tag or not all(mine):
+            return False
+        return all(_alike(one, tag) and sum(_alike(one, other) for other in self._tags) == 1 for one in mine)
 
     @functools.cached_property
     def _tags(self) -> frozenset[tuple[str, ...]]:

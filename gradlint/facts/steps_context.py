@@ -62,7 +62,8 @@ class Context:
         if isinstance(expr, ast.Call):
             owner = self.key(expr.func)
             plain = not expr.args and not expr.keywords
-            return f"{owner}()" if owner and (plain or self.unit.scopes.class_of(expr.func, self.scope)) else None
+            made = plain or self.unit.cache.class_of(expr.func, self.scope, self.unit.path)
+            return f"{owner}()" if owner and made else None
         return None
 
 

@@ -54,6 +54,8 @@ class Objects:
         one, other = self.own(one), self.own(other)
         if one == other or one not in self.built or other not in self.built:
             return False
+        if PARAMETER_WORDS & {*words(last_name(one)), *words(last_name(other))}:
+            return False  # a list of parameters may hold those of any module
         return other not in self._given(one) and one not in self._given(other)
 
     def _given(self, key: str) -> set[str]:
@@ -113,14 +115,11 @@ def merged(every: Sequence[Objects]) -> Objects:
     instances = dict(first.instances)
     for one in others:
         for key, found in one.optimizers.items():
-            if key.startswith("self.") or key not in optimizers:
+            if key.startswith("self."):  # a local name of a helper's file is another object here
                 optimizers.setdefault(key, set()).update(found)
-        for key, given in one.built.items():
-            built.setdefault(key, given)
-        for key, names in one.made_by.items():
-            made_by.setdefault(key, names)
-        for key, cls in one.instances.items():
-            instances.setdefault(key, cls)
+        built |= {key: given for key, given in one.built.items() if key.startswith("self.") and key not in built}
+        made_by |= {key: names for key, names in one.made_by.items() if key.startswith("self.") and key not in made_by}
+        instances |= {key: cls for key, cls in one.instances.items() if key.startswith("self.") and key not in instances}
     return Objects(
         {key: frozenset(found) for key, found in optimizers.items()},
         frozenset().union(*(o.scalers for o in every)),

@@ -25,7 +25,7 @@ from gradlint.facts.steps_iterators import loop_source, loops_over
 from gradlint.facts.steps_objects import roots
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, spelled
-from gradlint.facts.steps_words import CLEARS, FUNCTION_CLEARS, STANDARD, STOPS, WRAPPERS, callee, last_name, words
+from gradlint.facts.steps_words import CLEARS, FUNCTION_CLEARS, SCALES, STANDARD, STOPS, WRAPPERS, callee, last_name, words
 
 MAX_DEPTH = 6
 """Helpers inside helpers are read to this depth."""
@@ -130,10 +130,11 @@ class StepReader:
         if frame.unit.iterators:
             items.extend(consumed(loops_over(node), node, frame, "comprehension"))
             items.extend(given_away(node, frame))
-        if not any(isinstance(item, Event) and item.kind == "zero_grad" for item in items):
+        if not any(isinstance(item, Event) and item.kind in {"zero_grad", "unscale"} for item in items):
             items.extend(reads_gradients(node, frame))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
-            items.append(event_of("unknown", node, frame, "grad +=", doubt="strong"))
+            scales = isinstance(node.op, (ast.Mult, ast.Div))
+            items.append(event_of("unscale" if scales else "unknown", node, frame, "grad", doubt="" if scales else "strong"))
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 items.extend(assigned_events(node, target, node.value, frame))
@@ -238,6 +239,8 @@ class StepReader:
             yield event_of("zero_grad", call, frame, object=owner, roots=cleared)
         elif attr == "zero_" and isinstance(function.value, ast.Attribute) and is_grad(function.value):
             yield event_of("zero_grad", call, frame, object=owner.split(".grad")[0])
+        elif attr in SCALES and isinstance(function.value, ast.Attribute) and is_grad(function.value):
+            yield event_of("unscale", call, frame)  # `p.grad.data.div_(scale)`
         elif attr.endswith("_") and isinstance(function.value, ast.Attribute) and is_grad(function.value):
             yield event_of("unknown", call, frame, doubt="strong")  # `p.grad.add_(g)`: gradients made by hand
         elif attr == "unscale_" or (attr == "unscale" and objects.is_scaler(owner)):

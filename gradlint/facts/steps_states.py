@@ -241,6 +241,10 @@ def clears(facts: StepFacts, event: Event, subject: Event, alone: bool) -> bool 
     known = facts.related(event, subject)
     if known is None and subject.kind == "clip" and subject.roots and subject.roots <= event.roots:
         return True
+    if known is None and (
+        facts.named_together(event, subject) if subject.kind == "step" else facts.named_together(subject, event)
+    ):
+        return True
     if known is not None or not alone:
         return known
     if facts.objects is not None and facts.objects.is_optimizer(event.object):

@@ -17,6 +17,8 @@ def _set(text: str) -> frozenset[str]:
 TORCH_CLIPS = _set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value")
 METHOD_CLIPS = TORCH_CLIPS | _set("clip_gradients clip_grads clip_master_grads")
 CLEARS = _set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
+SCALES = _set("mul_ div_ clamp_ nan_to_num_")
+"""What is done to a gradient in place that makes none where there was none."""
 FUNCTION_CLEARS = CLEARS | _set("zero_gradients clear_grads")
 EVENTS = CLEARS | METHOD_CLIPS | _set("backward manual_backward step unscale_")
 STOPS = _set("sys.exit os._exit exit quit")
@@ -26,7 +28,7 @@ OPTIMIZER_CLASSES = _set(
     SparseAdam"""
 )
 OPTIMIZERS = _set("opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop")
-SCHEDULERS = _set("sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
+SCHEDULERS = _set("sch sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
 OTHER_STEPS = _set(
     """env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler
     swa board writer debugger stepper world game wandb tracker"""
