@@ -92,7 +92,9 @@ class Analyst:
         facts = self.facts(path, text, tree, crashes)
         found = list(self._candidates(facts, crashes))
         names = {code: rule.name for code, rule in self.rules.items()}
-        kept = tuple(c for c in found if not self._suppressions(c, facts, suppressions).covers(c.code, names[c.code], c.location))
+        kept = tuple(
+            c for c in found if not self._suppressions(c, facts, suppressions).covers(c.code, names[c.code], c.location)
+        )
         unused = suppressions.unused([(c.code, c.location) for c in found if c.path == path], names, self.selected)
         prepared: tuple[Prepared | Unsliced | None, ...] = (None,) * len(kept)
         if self.probing:
@@ -140,7 +142,9 @@ class Analyst:
                 found = self.index.locate(name, file)
                 return (found[1], self._source(found[0])) if found is not None else None
 
-            self._sources[file.real] = Source(path or file.path, file.text, file.tree, file.package, file.module, locate)
+            self._sources[file.real] = Source(
+                path or file.path, file.text, file.tree, file.package, file.module, locate
+            )
         return self._sources[file.real]
 
     def _wants(self, *prefixes: str) -> bool:

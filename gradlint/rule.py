@@ -104,6 +104,8 @@ class StepExperiment:
     edited_lines: tuple[int, ...] = ()
     same_batch: bool = False
     """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
+    fallbacks: tuple[str, ...] = ()
+    """Functions to start in where the calls are not reached from ``region``."""
     edit_path: str = ""
     """The file that the edit changes, if that is not ``path``."""
     iterators: tuple[tuple[int, str, str], ...] = ()

@@ -164,7 +164,6 @@ def _history(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _States:
     return before.get(index, frozenset())
 
 
-
 def _clears(steps: StepFacts, turn: Turn, clip: Event, event: Event) -> bool:
     """Whether a ``zero_grad`` surely clears what the clip acts on: the same parameters, or the only optimizer's."""
     if event.kind != "zero_grad":

@@ -128,9 +128,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, edit
     )
 
 
-def _remedy(
-    steps: StepFacts, clip: Event, used: list[Event], backward: list[Event]
-) -> SourceEdit | None:
+def _remedy(steps: StepFacts, clip: Event, used: list[Event], backward: list[Event]) -> SourceEdit | None:
     placed = in_one_function([clip, *used], clip.path)
     if placed is None:
         return None

@@ -81,9 +81,10 @@ from gradlint.facts.steps_states import Phase, Turn, guards_held, phases, steppe
 from gradlint.facts.steps_words import words
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
-
 _SCALED: frozenset[Phase] = frozenset({"scaled", "scaled-clipped"})
-_PRECISION = frozenset({"scaler", "amp", "fp", "half", "mixed", "precision", "autocast", "float", "bf", "apex", "dtype"})
+_PRECISION = frozenset(
+    {"scaler", "amp", "fp", "half", "mixed", "precision", "autocast", "float", "bf", "apex", "dtype"}
+)
 """In the name of a condition that may decide whether the loss is scaled."""
 
 
@@ -155,7 +156,9 @@ def _candidate(
     held = turn.own_guards(step) - turn.own_guards(clip)
     guarded = any(guard.counter for guard in held)  # an unscale_ in every micro-batch would raise
     remedy = _remedy(steps, clip, stepped, late, guarded) if edit else None
-    missing = f"unscale_ comes only after it ({where(late[0], facts.path)})" if late else "without an unscale_ before it"
+    missing = (
+        f"unscale_ comes only after it ({where(late[0], facts.path)})" if late else "without an unscale_ before it"
+    )
     return candidate(
         "GL103",
         facts,
@@ -172,9 +175,7 @@ def _candidate(
     )
 
 
-def _remedy(
-    steps: StepFacts, clip: Event, stepped: list[Event], late: list[Event], guarded: bool
-) -> SourceEdit | None:
+def _remedy(steps: StepFacts, clip: Event, stepped: list[Event], late: list[Event], guarded: bool) -> SourceEdit | None:
     step = stepped[0]
     names = {(e.scaler, e.object) for e in stepped}
     if len(names) > 1 or not step.written or not step.written_scaler or step.path != clip.path:

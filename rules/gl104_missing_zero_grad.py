@@ -66,9 +66,9 @@ from typing import Any
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import insert_clearing
 from gradlint.facts.step_trace import NO_EDIT, Spot, kind_of, not_run, on_branch, spot_of
-from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_report import candidate, own_events, where
+from gradlint.facts.steps import Event, StepFacts
 from gradlint.facts.steps_repeat import never_cleared, repeating
+from gradlint.facts.steps_report import candidate, own_events, where
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 

@@ -101,7 +101,9 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
             yield _candidate(facts, steps, turn, clip, stepped[0], edit=False)
 
 
-def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step: Event, edit: bool = True) -> Candidate:
+def _candidate(
+    facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step: Event, edit: bool = True
+) -> Candidate:
     backward = [e for _, e in turn.events("backward")]
     remedy = _remedy(steps, turn, clip, step) if edit else None
     return candidate(

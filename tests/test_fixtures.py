@@ -47,6 +47,8 @@ def found() -> Mapping[str, set[Expectation]]:
 
 
 PROGRAMS = sorted(str(p.relative_to(FIXTURES)) for p in FIXTURES.rglob("*.py"))
+MISSED = re.compile(r"#\s*missed:\s*(GL\d+)")
+"""A fault that gradlint does not find yet, beside its line: recorded, not hidden."""
 
 
 @pytest.mark.xdist_group("fixtures")
@@ -56,5 +58,18 @@ def test_fixture(program: str, found: Mapping[str, set[Expectation]]) -> None:
 
 
 def test_there_are_programs_of_both_kinds() -> None:
-    assert sum(p.startswith("wrong") for p in PROGRAMS) >= 20
-    assert sum(p.startswith("right") for p in PROGRAMS) >= 20
+    assert sum(p.startswith("wrong") for p in PROGRAMS) >= 90
+    assert sum(p.startswith("right") for p in PROGRAMS) >= 90
+
+
+def test_every_known_miss_says_what_is_missed() -> None:
+    folder = FIXTURES / "missed"
+    programs = {p.relative_to(folder).parts[0] for p in folder.rglob("*.py")}
+    telling = {p.relative_to(folder).parts[0] for p in folder.rglob("*.py") if MISSED.search(p.read_text("utf-8"))}
+    assert programs == telling
+
+
+@pytest.mark.parametrize("code", [f"GL10{n}" for n in range(1, 10)])
+def test_each_step_rule_has_programs_of_many_kinds(code: str) -> None:
+    telling = [p for p in PROGRAMS if p.startswith("wrong") and f"expect: {code}" in (FIXTURES / p).read_text("utf-8")]
+    assert len(telling) >= 8

@@ -263,7 +263,9 @@ def _cured(
     if worst.missed:
         detail = "the remedy did not help: something else keeps the clip from acting"
         return Judgement("refuted", after_remedy=after_remedy, detail=detail, **common)
-    if written.error is None and min(r.at_step for r in after) < floor * min(written.limit, written.true_saw or math.inf):
+    if written.error is None and min(r.at_step for r in after) < floor * min(
+        written.limit, written.true_saw or math.inf
+    ):
         detail = "after the edit the clip acts on gradients of another scale: their scaler has to unscale them first"
         return Judgement("unverified", reason="not-sliced", after_remedy=after_remedy, detail=detail, **common)
     return Judgement("confirmed", after_remedy=after_remedy, message=story(candidate, written), **common)

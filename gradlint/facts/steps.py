@@ -99,6 +99,8 @@ class StepFacts:
             return None
         if any(_within(one, other) or _within(other, one) for one in roots for other in given):
             return True
+        if any(map(_lists, given)):
+            return None  # a list of parameters may hold those of any module
         if all(self.objects.distinct(one, other) for one in event.roots for other in self.given(step.object)):
             return False
         elsewhere = [found for key, found in self.objects.optimizers.items() if key != stepped]
@@ -161,8 +163,35 @@ def may_share(one: Event, other: Event) -> bool:
 
 
 _GENERIC = frozenset(
-    """optimizer optimizers optim optims opt opts optimiser solver model models net nets network networks module modules
-    self the params parameters parameter param adam adamw sgd list dict""".split()
+    [
+        "optimizer",
+        "optimizers",
+        "optim",
+        "optims",
+        "opt",
+        "opts",
+        "optimiser",
+        "solver",
+        "model",
+        "models",
+        "net",
+        "nets",
+        "network",
+        "networks",
+        "module",
+        "modules",
+        "self",
+        "the",
+        "params",
+        "parameters",
+        "parameter",
+        "param",
+        "adam",
+        "adamw",
+        "sgd",
+        "list",
+        "dict",
+    ]
 )
 
 
@@ -201,7 +230,10 @@ def read_steps(source: Source, known: Units | None = None) -> StepFacts:
     reader = StepReader(source, known or Units())
     scopes = reader.unit.scopes
     regions = tuple(_regions(reader, scopes))
-    objects = merged([reader.unit.objects, *(u.objects for u in reader.units.values() if u is not reader.unit)])
+    bases = {base.path for cls in scopes.classes for base in reader.cache.bases(cls)}
+    objects = merged(
+        [reader.unit.objects, *(u.objects for path, u in reader.units.items() if path in bases - {source.path})]
+    )
     models = {key: cls.qualname for key, cls in reader.unit.objects.instances.items()}
     paths = dict.fromkeys([source.path, *(e.path for region in regions for _, e in region.events)])
     files = {path: reader.cache.sources[path] for path in paths}

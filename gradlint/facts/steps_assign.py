@@ -130,7 +130,9 @@ def given_away(node: ast.AST, frame: Context) -> Iterator[Event]:
                 yield event_of("iterator", node, frame, "", frame.key(inner) or "")
 
 
-_MEASURES = frozenset({"norm", "abs", "isnan", "isinf", "isfinite", "any", "all", "is_sparse", "shape", "numel", "dtype"})
+_MEASURES = frozenset(
+    {"norm", "abs", "isnan", "isinf", "isfinite", "any", "all", "is_sparse", "shape", "numel", "dtype"}
+)
 """What is asked of a gradient that is only looked at."""
 
 

@@ -191,7 +191,9 @@ def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, 
             event = event_of("zero_grad", node, frame, "grad = None", roots=reached, value=where)
             head = frame.unit.lines.location(node.iter)
             at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
-            statement = inner if isinstance(inner, ast.stmt) else next(s for s in own_nodes(node.body) if _holds(s, inner))
+            statement = (
+                inner if isinstance(inner, ast.stmt) else next(s for s in own_nodes(node.body) if _holds(s, inner))
+            )
             assert isinstance(statement, ast.stmt)
             return dataclasses.replace(event, location=at), statement
     return None

@@ -39,9 +39,7 @@ def second_uses(steps: StepFacts, lists: bool = False) -> Iterator[SecondUse]:
         yield (clips or uses)[0]
 
 
-def _in_region(
-    region: Region, lists: bool, inherited: _State, own: Callable[[str], str]
-) -> Iterator[SecondUse]:
+def _in_region(region: Region, lists: bool, inherited: _State, own: Callable[[str], str]) -> Iterator[SecondUse]:
     before = _states(region, lists, inherited)
     known = {name for name, _, _ in inherited}
     for index, event in region.of_kind("consume"):

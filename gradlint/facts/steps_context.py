@@ -10,7 +10,7 @@ from gradlint.facts.steps_events import Frame, Lines
 from gradlint.facts.steps_iterators import binds_iterator, iterator_names
 from gradlint.facts.steps_objects import Objects, read_objects
 from gradlint.facts.steps_project import ScopeCache
-from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, spelled
+from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, own_nodes, spelled
 from gradlint.facts.steps_words import BUILTINS, EVENTS, STRONG, callee, words
 
 
@@ -28,6 +28,8 @@ class Unit:
     """Those in which a call is named like a training event."""
     iterators: frozenset[str]
     """The names that are somewhere bound to an iterator of parameters."""
+    counters: frozenset[str]
+    """Names and attributes that are somewhere assigned a condition with a remainder: ``update = i % k == 0``."""
     cache: ScopeCache
     """The files of the project that were read."""
 
@@ -95,7 +97,9 @@ def read_unit(cache: ScopeCache, path: str) -> Unit:
         elif any(_suggests(n) for n in inner):
             suspected.add(function)
     iterators = iterator_names(scopes, cache)
-    training |= {function for function in scopes.functions if iterators and binds_iterator(function.scope, scopes, cache)}
+    training |= {
+        function for function in scopes.functions if iterators and binds_iterator(function.scope, scopes, cache)
+    }
     touching = _callers(calls, suspected | training)
     return Unit(
         scopes,
@@ -105,8 +109,19 @@ def read_unit(cache: ScopeCache, path: str) -> Unit:
         touching,
         _callers(calls, training),
         iterators,
+        _counters(scopes),
         cache,
     )
+
+
+def _counters(scopes: Scopes) -> frozenset[str]:
+    found: set[str] = set()
+    for scope in (scopes.module, *(f.scope for f in scopes.functions)):
+        for node in own_nodes(scope.node.body):
+            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
+                if any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mod) for n in ast.walk(node.value)):
+                    found.update(spelled(target) or "" for target in node.targets)
+    return frozenset(name.rsplit(".", 1)[-1] for name in found if name)
 
 
 def aliases(scope: Scope, names: Mapping[str, str]) -> dict[str, str]:

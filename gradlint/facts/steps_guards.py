@@ -86,7 +86,9 @@ def _guard(test: ast.expr, truth: bool, frame: Context) -> Guard:
         key,
         truth,
         frozenset(read),
-        counter=_counts(test) or bool(parts & COUNTER_WORDS) or _asks_a_counter(test, frame),
+        counter=_counts(test)
+        or bool(parts & COUNTER_WORDS or frame.unit.counters.intersection(read))
+        or _asks_a_counter(test, frame),
         synced="sync_gradients" in read or "_do_sync" in read,
     )
 
@@ -96,7 +98,9 @@ def _asks_a_counter(test: ast.expr, frame: Context) -> bool:
     if not isinstance(test, ast.Call):
         return False
     asked = [f for f in frame.unit.scopes.functions if f.node.name == callee(test)]
-    return any(isinstance(n, ast.Return) and n.value is not None and _counts(n.value) for f in asked for n in f.node.body)
+    return any(
+        isinstance(n, ast.Return) and n.value is not None and _counts(n.value) for f in asked for n in f.node.body
+    )
 
 
 def _names(test: ast.expr) -> Iterator[str]:

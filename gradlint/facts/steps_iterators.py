@@ -48,7 +48,9 @@ def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCa
         function = _called(value.func, scopes, scope, cache)
         if function is not None:
             home = cache.of(function.path)
-            returned = [n.value for n in own_nodes(function.node.body) if isinstance(n, ast.Return) and n.value is not None]
+            returned = [
+                n.value for n in own_nodes(function.node.body) if isinstance(n, ast.Return) and n.value is not None
+            ]
             lazy = bool(returned) and all(makes_iterator(v, home, function.scope, cache, depth + 1) for v in returned)
             return lazy or _yields_parameters(function.node)
     if not _of_parameters(value):

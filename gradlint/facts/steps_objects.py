@@ -47,7 +47,9 @@ class Objects:
     def of_torch(self, key: str) -> bool:
         """Whether an optimizer is made from a class of ``torch.optim``, or from one of that name."""
         names = self.made_by.get(self.own(key), frozenset())
-        return bool(names) and all(n.startswith("torch.optim.") or n.rsplit(".", 1)[-1] in OPTIMIZER_CLASSES for n in names)
+        return bool(names) and all(
+            n.startswith("torch.optim.") or n.rsplit(".", 1)[-1] in OPTIMIZER_CLASSES for n in names
+        )
 
     def distinct(self, one: str, other: str) -> bool:
         """Whether two modules are surely two: both are constructed here, and neither is given the other."""
@@ -119,7 +121,9 @@ def merged(every: Sequence[Objects]) -> Objects:
                 optimizers.setdefault(key, set()).update(found)
         built |= {key: given for key, given in one.built.items() if key.startswith("self.") and key not in built}
         made_by |= {key: names for key, names in one.made_by.items() if key.startswith("self.") and key not in made_by}
-        instances |= {key: cls for key, cls in one.instances.items() if key.startswith("self.") and key not in instances}
+        instances |= {
+            key: cls for key, cls in one.instances.items() if key.startswith("self.") and key not in instances
+        }
     return Objects(
         {key: frozenset(found) for key, found in optimizers.items()},
         frozenset().union(*(o.scalers for o in every)),
@@ -218,7 +222,21 @@ def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
 
 
 _NEW_TENSORS = frozenset(
-    "randn rand zeros ones empty full tensor randn_like rand_like zeros_like ones_like empty_like full_like".split()
+    [
+        "randn",
+        "rand",
+        "zeros",
+        "ones",
+        "empty",
+        "full",
+        "tensor",
+        "randn_like",
+        "rand_like",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+    ]
 )
 
 
@@ -326,7 +344,11 @@ class _Reader:
             self.instances[key] = cls if same else None
         named = set(words(last))
         optimizing = last in OPTIMIZER_CLASSES or bool(named & OPTIMIZERS and last[:1].isupper())
-        if "lr_scheduler" in name or (not optimizing and named & SCHEDULERS) or named & ({"scheduler", "lr"} | {"meter", "ema", "profile", "profiler"}):
+        if (
+            "lr_scheduler" in name
+            or (not optimizing and named & SCHEDULERS)
+            or named & ({"scheduler", "lr"} | {"meter", "ema", "profile", "profiler"})
+        ):
             self.others.add(key)
         elif last.endswith("GradScaler") or "scaler" in named:
             self.scalers.add(key)

@@ -25,7 +25,17 @@ from gradlint.facts.steps_iterators import loop_source, loops_over
 from gradlint.facts.steps_objects import roots
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, spelled
-from gradlint.facts.steps_words import CLEARS, FUNCTION_CLEARS, SCALES, STANDARD, STOPS, WRAPPERS, callee, last_name, words
+from gradlint.facts.steps_words import (
+    CLEARS,
+    FUNCTION_CLEARS,
+    SCALES,
+    STANDARD,
+    STOPS,
+    WRAPPERS,
+    callee,
+    last_name,
+    words,
+)
 
 MAX_DEPTH = 6
 """Helpers inside helpers are read to this depth."""
@@ -134,7 +144,9 @@ class StepReader:
             items.extend(reads_gradients(node, frame))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
             scales = isinstance(node.op, (ast.Mult, ast.Div))
-            items.append(event_of("unscale" if scales else "unknown", node, frame, "grad", doubt="" if scales else "strong"))
+            items.append(
+                event_of("unscale" if scales else "unknown", node, frame, "grad", doubt="" if scales else "strong")
+            )
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 items.extend(assigned_events(node, target, node.value, frame))

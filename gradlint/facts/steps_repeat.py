@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradlint.facts.cfg import Graph, Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_states import WAITING, Phase, Turn, clears, follow, guards_held, phases, turn_of
+from gradlint.facts.steps_words import PARAMETER_WORDS, words
 
 # -- GL104
 
@@ -251,9 +252,23 @@ def _apart(steps: StepFacts, clip: Event, step: Event) -> bool:
 
 _OPPOSITES = frozenset(
     frozenset(pair.split())
-    for pair in """teacher student, generator discriminator, netG netD, G D, actor critic, encoder decoder,
-    policy value, policy_net value_net, policy_net target_net, online target, online_net target_net, q_net target_net,
-    critic critic_target, actor actor_target, backbone head""".split(",")
+    for pair in [
+        "teacher student",
+        " generator discriminator",
+        " netG netD",
+        " G D",
+        " actor critic",
+        " encoder decoder",
+        "\n    policy value",
+        " policy_net value_net",
+        " policy_net target_net",
+        " online target",
+        " online_net target_net",
+        " q_net target_net",
+        "\n    critic critic_target",
+        " actor actor_target",
+        " backbone head",
+    ]
 )
 """Two networks that are never one, going by their names."""
 
@@ -261,6 +276,8 @@ _OPPOSITES = frozenset(
 def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
     """Two modules that are constructed apart, or two attributes of one object."""
     assert steps.objects is not None
+    if any(PARAMETER_WORDS & set(words(name)) for name in (one, other)):
+        return False  # a list of parameters may hold those of any module
     if steps.objects.distinct(one, other):
         return True
     if frozenset({one.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1]}) in _OPPOSITES:

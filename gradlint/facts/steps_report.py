@@ -71,6 +71,7 @@ def candidate(
             edit,
             lines if own else entered_at(place, facts.path),
             same_batch=same_batch,
+            fallbacks=_inner_frames(place, others, frame, facts.path),
             edit_path=changed,
             iterators=iterators,
         ),
@@ -79,6 +80,13 @@ def candidate(
         related=tuple(Related(e.path, e.line, text) for e, text in related),
         facts={**steps.spot(place), "edited_lines": list(lines), "has_edit": edit is not None, **(told or {})},
     )
+
+
+def _inner_frames(place: Event, others: Sequence[Event], outer: Frame, path: str) -> tuple[str, ...]:
+    """The innermost function of the file that holds all the events, if it is another than the one to start in."""
+    depth = depth_of_events([place, *others])
+    inner = place.frames[depth]
+    return (inner.qualname,) if inner.path == path and inner.qualname not in {"", outer.qualname} else ()
 
 
 def entered_at(event: Event, path: str) -> tuple[int, ...]:

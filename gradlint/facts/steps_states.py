@@ -73,7 +73,9 @@ def follow(
             after.add((new, known))
         return frozenset(after) or None
 
-    begin = {index: frozenset((state, frozenset[tuple[str, bool]]()) for state in found) for index, found in start.items()}
+    begin = {
+        index: frozenset((state, frozenset[tuple[str, bool]]()) for state in found) for index, found in start.items()
+    }
     before = solve(graph, begin, step, frozenset.union)
     return {index: frozenset(state for state, _ in found) for index, found in before.items()}
 

@@ -83,7 +83,9 @@ REDUCES = _set("avg average allreduce reduce")
 """With one of :data:`GRADIENTS`: what is done to gradients between backward and step on several machines."""
 PASSIVE = _set("polyak soft hard ema target moving symlink")
 """With ``update``: a copy of the weights is moved, no gradient."""
-PASSIVE_OWNERS = _set("ema target out output outputs stats inputs kwargs dict state meter metrics info averaged swa logs")
+PASSIVE_OWNERS = _set(
+    "ema target out output outputs stats inputs kwargs dict state meter metrics info averaged swa logs"
+)
 """In the name of an object whose ``update`` trains nothing."""
 STANDARD = frozenset(sys.stdlib_module_names) | _set(
     """torch numpy np tqdm wandb einops scipy pandas matplotlib sklearn cv2 PIL tensorboardX torchvision torchaudio

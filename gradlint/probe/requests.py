@@ -104,6 +104,8 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
         "edited": edited,
         "controls": {},
     }
+    if experiment.fallbacks:
+        body["fallbacks"] = list(experiment.fallbacks)
     if experiment.same_batch:
         body["same_batch"] = True
     if experiment.iterators:

@@ -67,9 +67,15 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     assumed: Dict[str, Any] = {}
     program = Program(body["modules"], body, assumed)
     paths = program.explore([{}], started)
-    wanted = set(body["lines"])
-    if not any(wanted.intersection(e.get("lines", ())) for path in paths for e in path["events"]):
+    if not _reached(paths, body["lines"]):
         program.forced = set(program.passed)
+        paths = program.explore([{}], started)
+    for region in body.get("fallbacks", ()):
+        if _reached(paths, body["lines"]):
+            break
+        # what leads to the calls cannot be run: begin in the function that holds them
+        body = {**body, "region": region}
+        program = Program(body["modules"], body, assumed)
         paths = program.explore([{}], started)
     if not any(path["events"] for path in paths):
         raise ProbeError("not-sliced", _why(paths))
@@ -98,6 +104,11 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     return plain
 
 
+def _reached(paths: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> bool:
+    wanted = set(lines)
+    return any(wanted.intersection(e.get("lines", ())) for path in paths for e in path["events"])
+
+
 class Program:
     """One version of the sliced program."""
 
@@ -109,7 +120,8 @@ class Program:
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
         self.same_batch = bool(body.get("same_batch"))
         self.iterators = {
-            (str(more[0]) if more else self.entry, int(line), str(name)) for line, name, *more in body.get("iterators") or ()
+            (str(more[0]) if more else self.entry, int(line), str(name))
+            for line, name, *more in body.get("iterators") or ()
         }
         self.assumed = assumed
         self.trees = {str(m["name"]): _parse(m) for m in modules}
