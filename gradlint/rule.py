@@ -104,6 +104,10 @@ class StepExperiment:
     edited_lines: tuple[int, ...] = ()
     same_batch: bool = False
     """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
+    remedy: Literal["", "clip-at-step", "clear-after-step"] = ""
+    """What the run does otherwise where no edit can be written; it is told, and never a ``--fix``."""
+    watched: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The line of the call that the remedy is for, and its module (empty: that of ``path``)."""
     fallbacks: tuple[str, ...] = ()
     """Functions to start in where the calls are not reached from ``region``."""
     edit_path: str = ""

@@ -258,6 +258,7 @@ def _candidate(
         related=[(backward, "the gradients of this iteration are computed here")],
         told={"by_value": clip.by_value},
         edit_path=changed,
+        remedy="clip-at-step" if edit else "",
     )
 
 

@@ -125,6 +125,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, edit
         edit=remedy,
         related=[(step, "the gradients are used here")],
         told={"by_value": clip.by_value},
+        remedy="clip-at-step" if edit else "",
     )
 
 

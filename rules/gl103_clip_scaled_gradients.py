@@ -172,6 +172,7 @@ def _candidate(
         edit=remedy,
         related=[(e, "the loss is scaled here") for e in backward if e.scaler][:1],
         told={"by_value": clip.by_value},
+        remedy="clip-at-step" if edit else "",
     )
 
 

@@ -65,7 +65,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import insert_clearing
-from gradlint.facts.step_trace import NO_EDIT, Spot, kind_of, not_run, on_branch, spot_of
+from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, StepFacts
 from gradlint.facts.steps_repeat import never_cleared, repeating
 from gradlint.facts.steps_report import candidate, own_events, where
@@ -73,8 +73,8 @@ from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 GROWN = 2.5
-"""Norm at the third step over that at the first from which gradients have piled up; three equal ones give 3 (FAULTS
-O7)."""
+"""Norm at the third step, over that of one iteration's own gradient, from which gradients have piled up: three equal
+ones give 3 (FAULTS O7)."""
 STEADY = 1.2
 """The same ratio up to which they have not (FAULTS O7)."""
 
@@ -134,8 +134,11 @@ def _candidate(
         f"call {clear} once in each iteration, ahead of {backward.name}()",
         edit=remedy,
         related=[(step, "the summed gradients are used here")],
-        told={"step": steps.spot(step), "has_edit": remedy is not None},
+        told={
+            "step": steps.spot(step),
+        },
         same_batch=True,
+        remedy="clear-after-step" if edit else "",
     )
 
 
@@ -158,14 +161,17 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     spot = spot_of(candidate.facts["step"])
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": {**data.get("assumed", {}), "lr": 0, "clip": "off"}}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": {**assumed(candidate, data), "lr": 0, "clip": "off"}}
     written = _worst(data.get("paths", ()), spot)
     if written is None:
         detail = "in the replay fewer than three steps were made with gradients"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     norms, guards = written
     growth = _growth(norms)
-    common |= {"measured": {"norms_at_steps": norms, "growth": growth}, "threshold": {"growth": GROWN}}
+    common |= {
+        "measured": {"own_gradient": norms[0], "norms_at_steps": norms[1:], "growth": growth},
+        "threshold": {"growth": GROWN},
+    }
     if growth < STEADY:
         return Judgement("refuted", detail="the gradient at the step does not grow", **common)
     if growth <= GROWN:
@@ -183,25 +189,27 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
 
 
 def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[float], Mapping[str, bool]] | None:
-    """The norms at the first three steps of one optimizer that grow most, over all paths."""
+    """Of the optimizer whose norms grow most, over all paths: what one iteration gives, and the norms at three steps."""
     found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, spot)]
     return max(found, key=lambda one: _growth(one[0]), default=None)
 
 
 def _series(path: Mapping[str, Any], spot: Spot | None) -> Iterator[list[float]]:
-    by_optimizer: dict[str, list[float]] = {}
+    by_optimizer: dict[str, list[Mapping[str, Any]]] = {}
     for event in path.get("events", ()):
         if event["kind"] != "step" or event.get("fenced") or event.get("evaluation", 0):
             continue
-        if spot is None or spot.holds(event):
-            by_optimizer.setdefault(event["object"], []).append(float(event["norm_unscaled"]))
-    for norms in by_optimizer.values():
-        if len(norms) >= 3 and norms[0] > 0.0:
-            yield [float(f"{n:.6g}") for n in norms[:3]]
+        if (spot is None or spot.holds(event)) and event.get("accumulated") and "norm_unscaled" in event:
+            by_optimizer.setdefault(event["object"], []).append(event)
+    for events in by_optimizer.values():
+        if len(events) >= 3:
+            own = float(events[2]["accumulated"])
+            yield [float(f"{n:.6g}") for n in (own, *(float(e["norm_unscaled"]) for e in events[:3]))]
 
 
 def _growth(norms: Sequence[float]) -> float:
-    return float(f"{norms[2] / norms[0]:.4g}")
+    """The norm at the third step over that of what its own iteration gave: of one batch, that at the first step."""
+    return float(f"{norms[3] / norms[0]:.4g}")
 
 
 RULE = Rule(

@@ -66,7 +66,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_clearing
-from gradlint.facts.step_trace import NO_EDIT, Spot, kind_of, not_run, on_branch, spot_of
+from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import cleared_each_turn, dropped_at
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, where
@@ -143,9 +143,9 @@ def _candidate(
         told={
             "step": steps.spot(step),
             "accumulating": accumulating,
-            "has_edit": remedy is not None,
         },
         same_batch=accumulating,
+        remedy="clear-after-step" if edit else "",
     )
 
 
@@ -169,7 +169,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return not_run(measurement)
     data = measurement.data
     accumulating = bool(candidate.facts["accumulating"])
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": assumed(candidate, data)}
     spot, stepped = spot_of(candidate.facts), spot_of(candidate.facts["step"])
     found = [
         (share, path.get("guards", {}))

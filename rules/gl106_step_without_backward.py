@@ -62,7 +62,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gradlint.facts import FileFacts
-from gradlint.facts.step_trace import kind_of, not_run, spot_of
+from gradlint.facts.step_trace import assumed, kind_of, not_run, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import unfed
 from gradlint.facts.steps_report import candidate, own_events, proposed, where
@@ -116,7 +116,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": assumed(candidate, data)}
     spot = spot_of(candidate.facts)
     events = [e for path in data.get("paths", ()) for e in path.get("events", ()) if e["kind"] == "step"]
     runs = [e for e in events if spot.holds(e) and not e.get("fenced")]

@@ -69,7 +69,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import wrap_in_list
-from gradlint.facts.step_trace import NO_EDIT, Spot, edited_spots, kind_of, not_run, spot_of
+from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, edited_spots, kind_of, not_run, spot_of
 from gradlint.facts.steps import StepFacts
 from gradlint.facts.steps_consumed import SecondUse, second_uses
 from gradlint.facts.steps_report import entered_at, in_region, moved_to, where
@@ -124,7 +124,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": assumed(candidate, data)}
     runs = _runs(data.get("paths", ()), spot_of(candidate.facts))
     if not runs:
         detail = "in the replay the second consumer was not reached"

@@ -69,7 +69,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gradlint.facts import FileFacts
-from gradlint.facts.step_trace import Spot, kind_of, not_run, spot_of, turns
+from gradlint.facts.step_trace import Spot, assumed, kind_of, not_run, spot_of, turns
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import unclipped_step
 from gradlint.facts.steps_report import candidate, own_events, proposed, short, where
@@ -121,7 +121,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": assumed(candidate, data)}
     spot, stepped = spot_of(candidate.facts), spot_of(candidate.facts["step"])
     runs = [run for path in data.get("paths", ()) for run in _runs(path, spot, stepped)]
     if not runs:

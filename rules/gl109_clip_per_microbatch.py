@@ -69,7 +69,7 @@ from typing import Any
 
 from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_before, put_under
-from gradlint.facts.step_trace import NO_EDIT, Spot, edited_spots, kind_of, not_run, on_branch, spot_of
+from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, edited_spots, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_repeat import guarded_step
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
@@ -119,6 +119,8 @@ def _candidate(
         edit=remedy,
         related=[(step, "the accumulated gradients are used here")],
         told={"by_value": clip.by_value},
+        same_batch=True,
+        remedy="clip-at-step" if edit else "",
     )
 
 
@@ -137,7 +139,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    common: dict[str, Any] = {"kind": kind_of(data), "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind_of(data), "assumed": assumed(candidate, data)}
     written = _most(data.get("paths", ()), spot_of(candidate.facts))
     if written is None:
         detail = "in the replay no step was made on the parameters that it clips"

@@ -212,6 +212,9 @@ def reaching(source: str) -> set[str]:
         def read(self, node: ast.expr | ast.stmt, frame: None, room: bool) -> list[str]:
             return [n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
 
+        def was_silent(self, key: object) -> None:
+            return None
+
         def truth(self, test: ast.expr, frame: None) -> bool | None:
             return None
 
@@ -344,10 +347,14 @@ def test_a_call_that_raises_is_the_fault() -> None:
     assert "RuntimeError" in judgement.message
 
 
-def test_without_an_edit_the_fault_stays_visible() -> None:
-    judgement = judged(trace("cbs", 10.0, line=9), None, "backward and step in a helper")
+def test_without_an_edit_the_remedy_is_made_in_the_run() -> None:
+    name = "backward and step in a helper"
+    judgement = judged(trace("cbs", 10.0, line=9), trace("bcs", 1.0, line=9), name)
+    assert judgement.verdict == "confirmed"
+    assert judgement.after_remedy == {"norm_at_step": 1.0}
+    assert judgement.assumed["remedy"] == "clip-at-step, made in the run"
+    judgement = judged(trace("cbs", 10.0, line=9), None, name)
     assert (judgement.verdict, judgement.reason) == ("unverified", "not-sliced")
-    assert "measured" in judgement.detail
     assert judgement.measured["norm_at_step"] == 10.0
 
 

@@ -21,7 +21,7 @@ F = TypeVar("F")
 S = TypeVar("S")
 E_co = TypeVar("E_co", covariant=True)
 
-MAX_NODES = 4000
+MAX_NODES = 2500
 """A graph larger than this is cut short: the builder stops splicing helpers, the reader is told so."""
 
 
@@ -37,6 +37,8 @@ class Splice(Generic[F]):
 
     body: Sequence[ast.stmt]
     frame: F
+    key: object = None
+    """What is spliced, for :meth:`Reader.was_silent`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Reader(Protocol[E_co, F]):
 
     def read(self, node: ast.expr | ast.stmt, frame: F, room: bool) -> Sequence[E_co | Splice[F] | Stop]:
         """The items of ``node`` in the order they run; without ``room`` no more splices."""
+        ...
+
+    def was_silent(self, key: object) -> None:
+        """Something that was spliced in whole had no events: it need not be spliced again."""
         ...
 
     def truth(self, test: ast.expr, frame: F) -> bool | None:
@@ -247,8 +253,11 @@ class _Builder(Generic[E, F]):
     def splice(self, item: Splice[F]) -> None:
         back = self.node("join")
         self.blocks.append(_Call(back))
+        begun = len(self.nodes)
         self.suite(item.body, item.frame)
         self.blocks.pop()
+        if self.here is not None and not any(node.event is not None for node in self.nodes[begun:]):
+            self.reader.was_silent(item.key)
         self.link(self.here, back)
         self.resume(back)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gradlint.rule import Candidate, Judgement, Measurement
+from gradlint.rule import Candidate, Judgement, Measurement, StepExperiment
 
 TOLERANCE = 1.01
 """The norm at the step may exceed the limit by this factor: ``clip_grad_norm_`` divides by the norm plus 1e-6, in
@@ -213,6 +213,15 @@ def kind_of(data: Mapping[str, Any]) -> Any:
     return "replica" if data.get("kind") == "replica" else "replay"
 
 
+def assumed(candidate: Candidate, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a replay had to assume; and that its remedy was made in the run, where none could be written as an edit."""
+    found = dict(data.get("assumed", {}))
+    experiment = candidate.experiment
+    if isinstance(experiment, StepExperiment) and experiment.remedy:
+        found["remedy"] = f"{experiment.remedy}, made in the run"
+    return found
+
+
 def not_run(measurement: Measurement) -> Judgement:
     """The judgement where the experiment gave no data."""
     return Judgement("unverified", reason=measurement.reason, kind="replay", detail=measurement.detail)
@@ -232,7 +241,7 @@ def clip_judgement(
     kind = kind_of(data)
     spot = spot_of(candidate.facts)
     written = runner(data.get("paths", ()), spot)
-    common: dict[str, Any] = {"kind": kind, "assumed": data.get("assumed", {})}
+    common: dict[str, Any] = {"kind": kind, "assumed": assumed(candidate, data)}
     if written is None and kind == "replica" and ran_without_step(data.get("paths", ()), spot):
         return Judgement("refuted", detail="no step of its iteration uses what it clips", **common)
     if written is None:

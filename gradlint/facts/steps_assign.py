@@ -136,10 +136,12 @@ _MEASURES = frozenset(
 """What is asked of a gradient that is only looked at."""
 
 
-def reads_gradients(node: ast.AST, frame: Context) -> Iterator[Event]:
-    """A statement that uses the values of gradients: ``total.add_(p.grad)``, ``[p.grad.clone() for p in params]``."""
+def reads_gradients(node: ast.AST) -> bool:
+    """Whether a statement uses the values of gradients: ``total.add_(p.grad)``, ``[p.grad.clone() for p in params]``."""
     if not isinstance(node, ast.stmt) or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return
+        return False
+    if not any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node)):
+        return False
     asked: set[int] = set()
     found = False
     for inner in own_nodes([node]):
@@ -151,8 +153,7 @@ def reads_gradients(node: ast.AST, frame: Context) -> Iterator[Event]:
             asked.update(id(n) for n in ast.walk(inner))
         if isinstance(inner, ast.Attribute) and inner.attr == "grad" and isinstance(inner.ctx, ast.Load):
             found = found or id(inner) not in asked
-    if found:
-        yield event_of("read", node, frame, "grad")
+    return found
 
 
 def _tracked(expr: ast.expr, frame: Context) -> bool:

@@ -67,6 +67,10 @@ class StepReader:
         self.unit = self.unit_of(source.path)
         self.entered: set[FunctionNode] = set()
         """The functions that were spliced into some graph."""
+        self._silent: set[object] = set()
+        """Functions in which nothing happened."""
+        self._reads: dict[ast.AST, bool] = {}
+        """Whether a statement uses the values of gradients."""
         self._in_clearing: set[ast.AST] = set()
         """Statements that are told as a part of the loop around them."""
         self._calls: dict[ast.AST, tuple[ast.Call, ...]] = {}
@@ -95,6 +99,10 @@ class StepReader:
         frame = Frame(function.qualname, self.unit.path, function.node.lineno, None)
         names = aliases(function.scope, {})
         return Context(self.unit, function.scope, names, selves, owner, (frame,), (function.node,))
+
+    def was_silent(self, key: object) -> None:
+        """See :class:`gradlint.facts.cfg.Reader`."""
+        self._silent.add(key)
 
     def truth(self, test: ast.expr, frame: Context) -> bool | None:
         """Whether the arguments of the call that is read decide a test; None if not."""
@@ -141,7 +149,10 @@ class StepReader:
             items.extend(consumed(loops_over(node), node, frame, "comprehension"))
             items.extend(given_away(node, frame))
         if not any(isinstance(item, Event) and item.kind in {"zero_grad", "unscale"} for item in items):
-            items.extend(reads_gradients(node, frame))
+            if node not in self._reads:
+                self._reads[node] = reads_gradients(node)
+            if self._reads[node]:
+                items.append(event_of("read", node, frame, "grad"))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
             scales = isinstance(node.op, (ast.Mult, ast.Div))
             items.append(
@@ -200,14 +211,14 @@ class StepReader:
         function = target.function
         assert function is not None
         unit = self.unit_of(function.path)
-        if function.node not in unit.touching:
+        if function.node not in unit.touching or function.node in self._silent:
             yield from handed_over(call, frame)
             if is_module_call(call, frame):
                 yield event_of("forward", call, frame, object=frame.key(call.func) or "")
             return
         if room and len(frame.frames) <= MAX_DEPTH and function.node not in frame.active:
             self.entered.add(function.node)
-            yield Splice(function.node.body, self._enter(call, frame, target))
+            yield Splice(function.node.body, self._enter(call, frame, target), function.node)
         elif function.node in unit.training:
             yield event_of("unknown", call, frame, doubt="strong")
 

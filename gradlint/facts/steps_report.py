@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gradlint.facts import FileFacts
 from gradlint.facts.steps import Event, Frame, Kind, Region, StepFacts
@@ -49,6 +49,7 @@ def candidate(
     same_batch: bool = False,
     iterators: tuple[tuple[int, str, str], ...] = (),
     edit_path: str = "",
+    remedy: Literal["", "clip-at-step", "clear-after-step"] = "",
 ) -> Candidate:
     """A candidate on ``place``; the experiment starts in the function that holds its iteration.
 
@@ -58,6 +59,8 @@ def candidate(
     changed = edit_path or place.path
     lines = moved_to(edit, place.line) if changed == place.path else (place.line,)
     own = place.path == facts.path
+    if edit is None and remedy:
+        lines, changed = (place.line,), place.path
     return Candidate(
         code=code,
         path=place.path,
@@ -71,6 +74,8 @@ def candidate(
             edit,
             lines if own else entered_at(place, facts.path),
             same_batch=same_batch,
+            remedy=remedy if edit is None else "",
+            watched=steps.spot(place),
             fallbacks=_inner_frames(place, others, frame, facts.path),
             edit_path=changed,
             iterators=iterators,
@@ -78,7 +83,12 @@ def candidate(
         help=help,
         group=f"{place.path}:{place.line}",
         related=tuple(Related(e.path, e.line, text) for e, text in related),
-        facts={**steps.spot(place), "edited_lines": list(lines), "has_edit": edit is not None, **(told or {})},
+        facts={
+            **steps.spot(place),
+            "edited_lines": list(lines),
+            "has_edit": edit is not None or bool(remedy),
+            **(told or {}),
+        },
     )
 
 

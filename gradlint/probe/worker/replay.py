@@ -32,6 +32,7 @@ import integrity
 import step_layers
 import step_optim
 import step_patch
+import step_remedy
 import step_scaling
 import step_slim
 import step_tolerance
@@ -80,11 +81,12 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     if not any(path["events"] for path in paths):
         raise ProbeError("not-sliced", _why(paths))
     edited_paths: List[Dict[str, Any]] = []
-    edited = body.get("edited")
-    if edited:
+    edited, remedy = body.get("edited"), step_remedy.read(body.get("remedy"))
+    if edited or remedy:
+        edited = edited or {"source": None, "lines": body["lines"]}
         modules = [_with_source(m, edited.get("module") or body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
-        other.forced, other.slim = program.forced, program.slim
+        other.forced, other.slim, other.remedy = program.forced, program.slim, remedy
         chosen = [dict(path.pop("assigned")) for path in paths]
         edited_paths = [
             other.path(assignment)
@@ -118,6 +120,7 @@ class Program:
         self.region: str = body["region"]
         self.values: Dict[str, str] = dict(body.get("values") or {})
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
+        self.remedy: Optional[step_remedy.Remedy] = None
         self.same_batch = bool(body.get("same_batch"))
         self.iterators = {
             (str(more[0]) if more else self.entry, int(line), str(name))
@@ -171,7 +174,7 @@ class Program:
         self, assigned: Mapping[str, bool], seen: Sequence[ClipSeen], at: Optional[float]
     ) -> "tuple[Dict[str, Any], Sequence[ClipSeen]]":
         same = SameBatch() if self.same_batch else None
-        recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same)
+        recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same, self.remedy)
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
@@ -265,8 +268,8 @@ def _parse(module: Mapping[str, Any]) -> ast.Module:
         raise ProbeError("not-sliced", f"{module['path']}: {type(error).__name__}: {error}") from error
 
 
-def _with_source(module: Mapping[str, Any], entry: str, source: str) -> Mapping[str, Any]:
-    return {**module, "source": source} if module["name"] == entry else module
+def _with_source(module: Mapping[str, Any], entry: str, source: Optional[str]) -> Mapping[str, Any]:
+    return {**module, "source": source} if module["name"] == entry and source is not None else module
 
 
 def _why(paths: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import step_remedy
 import torch
 from ghost import Ghost, GhostTensor, holds_ghost
 from step_grads import norm
@@ -68,6 +69,7 @@ def _before_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) 
         weights = {id(p): p.detach().clone() for p in params}
     rates = _stand_still(optimizer) if recorder.same is not None else []
     if isinstance(closure, Ghost) or closure is None:
+        step_remedy.before_step(recorder, params)
         event = step_event(recorder, optimizer, params)
         _OPEN_STEPS.append(_OpenStep(optimizer, event, weights, rates))
         return (args[:1], {k: v for k, v in kwargs.items() if k != "closure"})
@@ -96,6 +98,7 @@ def _counted(
 
     def evaluate() -> Any:
         loss = closure()
+        step_remedy.before_step(recorder, params)
         new = step_event(recorder, optimizer, params, evaluation=count[0])
         if not count[0]:
             event.update(new)
@@ -147,3 +150,4 @@ def _after_step(optimizer: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -
                     moved = 0.0
                 largest = max(largest or 0.0, moved)
     done.event["delta"] = largest
+    step_remedy.after_step(Hooks.recorder, optimizer.zero_grad)

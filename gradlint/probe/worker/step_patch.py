@@ -12,6 +12,7 @@ import functools
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
+import step_remedy
 from ghost import Ghost, GhostTensor, gradients_in, weights_of
 from step_grads import norm
 from step_record import KEYS_SHOWN, Event, Recorder
@@ -150,6 +151,8 @@ def _clip(
     if "module" in event:
         places.append(f"{event['module']}:{event['line']}")
     recorder.grads.clip(places, params, limit if limit is not None else float("inf"), norm_type)
+    if step_remedy.drop(recorder, event):
+        return None if by_value else torch.tensor(saw)
     if recorder.clips_nothing:
         event["returned"] = None if by_value else saw
         return None if by_value else torch.tensor(saw)
@@ -259,6 +262,8 @@ def _recorded_clear(real: Callable[..., Any], kind: str) -> Callable[..., Any]:
             event = recorder.add("zero_grad", object=recorder.name(self, kind), saw=norm(params))
             event["fresh"] = recorder.grads.fresh(params)
             describe(recorder, event, params)
+            if step_remedy.drop(recorder, event):
+                return None
             if "zero_grad" in recorder.stubs:
                 event["cleared"] = 0
                 return None

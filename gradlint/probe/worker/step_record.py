@@ -50,6 +50,7 @@ from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from step_grads import ClipSeen, Gradients
+from step_remedy import Remedy
 from step_same import SameBatch
 
 Event = Dict[str, Any]
@@ -123,6 +124,8 @@ class Recorder:
     """CPU time of the process at which the path is left."""
     same: Optional[SameBatch] = None
     """Set where every iteration is to get the same data, and no weight is to move."""
+    remedy: Optional[Remedy] = None
+    """What the run does otherwise than the text says."""
 
     events: List[Event] = field(default_factory=list)
     loops: List[Loop] = field(default_factory=list)
