@@ -35,9 +35,8 @@ def main(folders: list[str]) -> None:
                 causes.update(names)
         total.update(counts)
         if counts:
-            print(
-                f"{os.path.basename(folder.rstrip('/'))}: {counts['known'] + counts['unknown']} steps, {counts['unknown']} unknown"
-            )
+            name = os.path.basename(folder.rstrip("/"))
+            print(f"{name}: {counts['known'] + counts['unknown']} steps, {counts['unknown']} unknown")
     print(f"total: {total['known'] + total['unknown']} steps, {total['unknown']} unknown")
     for name, count in causes.most_common(SHOWN):
         print(f"  {count:4} {name}")

@@ -113,7 +113,7 @@ class StepExperiment:
     edit_path: str = ""
     """The file that the edit changes, if that is not ``path``."""
     iterators: tuple[tuple[int, str, str], ...] = ()
-    """The line and the name of iterators whose consumers are to be recorded, and their module (empty: that of ``path``)."""
+    """The line and the name of iterators whose consumers are to be recorded, and their module (empty: ``path``'s)."""
 
 
 Experiment = ModelExperiment | StepExperiment

@@ -251,8 +251,8 @@ def _candidate(
         turn,
         clip,
         [backward, step],
-        f"{short(clip)} runs before {backward.name}() ({where(backward, facts.path)}): the gradients that {step.name}() "
-        "uses are not clipped",
+        f"{short(clip)} runs before {backward.name}() ({where(backward, facts.path)}): "
+        f"the gradients that {step.name}() uses are not clipped",
         f"move the call to after {backward.name}(), ahead of {step.name}()",
         edit=remedy,
         related=[(backward, "the gradients of this iteration are computed here")],

@@ -189,7 +189,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
 
 
 def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[float], Mapping[str, bool]] | None:
-    """Of the optimizer whose norms grow most, over all paths: what one iteration gives, and the norms at three steps."""
+    """Of the optimizer whose norms grow most, over all paths: one iteration's own norm, and those at three steps."""
     found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, spot)]
     return max(found, key=lambda one: _growth(one[0]), default=None)
 

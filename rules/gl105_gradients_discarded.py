@@ -206,10 +206,9 @@ def _share(path: Mapping[str, Any], spot: Spot | None, stepped: Spot | None) -> 
     counted = 0
     for event in path.get("events", ()):
         if event["kind"] == "zero_grad":
-            if spot is None or spot.holds(event):
-                if event.get("fresh") and not event.get("fenced"):
-                    lost.update(event.get("parameters", ()))
-                    counted += 1
+            if (spot is None or spot.holds(event)) and event.get("fresh") and not event.get("fenced"):
+                lost.update(event.get("parameters", ()))
+                counted += 1
         elif event["kind"] == "step" and not event.get("fenced"):
             mine = set(event.get("parameters", ()))
             at = stepped is None or stepped.holds(event)

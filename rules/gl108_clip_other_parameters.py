@@ -112,7 +112,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, step
         "nothing clips",
         f"clip the parameters that {step.object or 'the optimizer'} was given",
         related=[(step, "the unclipped gradients are used here")],
-        told={"step": steps.spot(step)},
+        told={"step": steps.spot(step), "given": sorted(steps.given(step.object))},
     )
 
 
@@ -126,6 +126,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     runs = [run for path in data.get("paths", ()) for run in _runs(path, spot, stepped)]
     if not runs:
         detail = "in the replay no step followed the clip"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if not candidate.facts["given"]:
+        detail = "the program does not show which parameters the optimizer was given"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     shared = any(common_one for common_one, _ in runs)
     norm = max(size for _, size in runs)

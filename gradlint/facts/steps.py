@@ -19,7 +19,7 @@ from gradlint.facts.steps_objects import Objects, merged
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_read import StepReader
 from gradlint.facts.steps_scopes import Class, Function, Scopes
-from gradlint.facts.steps_words import PARAMETER_WORDS, callee, words
+from gradlint.facts.steps_words import PARAMETER_WORDS, callee, word_set, words
 
 __all__ = ["Event", "Frame", "Kind", "Region", "Source", "StepFacts", "Units", "may_share", "read_steps"]
 
@@ -162,36 +162,9 @@ def may_share(one: Event, other: Event) -> bool:
     return any(_within(a, b) or _within(b, a) for a in one.roots for b in other.roots)
 
 
-_GENERIC = frozenset(
-    [
-        "optimizer",
-        "optimizers",
-        "optim",
-        "optims",
-        "opt",
-        "opts",
-        "optimiser",
-        "solver",
-        "model",
-        "models",
-        "net",
-        "nets",
-        "network",
-        "networks",
-        "module",
-        "modules",
-        "self",
-        "the",
-        "params",
-        "parameters",
-        "parameter",
-        "param",
-        "adam",
-        "adamw",
-        "sgd",
-        "list",
-        "dict",
-    ]
+_GENERIC = word_set(
+    """optimizer optimizers optim optims opt opts optimiser solver model models net nets network networks module modules
+    self the params parameters parameter param adam adamw sgd list dict"""
 )
 
 

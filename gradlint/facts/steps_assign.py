@@ -137,7 +137,7 @@ _MEASURES = frozenset(
 
 
 def reads_gradients(node: ast.AST) -> bool:
-    """Whether a statement uses the values of gradients: ``total.add_(p.grad)``, ``[p.grad.clone() for p in params]``."""
+    """Whether a statement uses the values of gradients: ``total.add_(p.grad)``, ``[p.grad.clone() for p in ps]``."""
     if not isinstance(node, ast.stmt) or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return False
     if not any(isinstance(n, ast.Attribute) and n.attr == "grad" for n in ast.walk(node)):

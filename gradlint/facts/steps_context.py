@@ -118,9 +118,10 @@ def _counters(scopes: Scopes) -> frozenset[str]:
     found: set[str] = set()
     for scope in (scopes.module, *(f.scope for f in scopes.functions)):
         for node in own_nodes(scope.node.body):
-            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
-                if any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mod) for n in ast.walk(node.value)):
-                    found.update(spelled(target) or "" for target in node.targets)
+            if not isinstance(node, ast.Assign) or not isinstance(node.value, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
+                continue
+            if any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mod) for n in ast.walk(node.value)):
+                found.update(spelled(target) or "" for target in node.targets)
     return frozenset(name.rsplit(".", 1)[-1] for name in found if name)
 
 

@@ -28,8 +28,9 @@ Kind = Literal[
 ]
 """What an event does. ``scale``: a name is bound to a scaled loss; ``make``: a model or optimizer is made anew;
 ``iterator``: a name is bound to an iterator of parameters (or, without roots, to something else), ``consume``: such
-an iterator is used up; ``accumulate``: a wrapper is told that micro-batches follow; ``compute``: a function that cannot be read
-computes something, going by its name; ``read``: gradients are copied or used for something else than a norm."""
+an iterator is used up; ``accumulate``: a wrapper is told that micro-batches follow; ``compute``: a function that
+cannot be read computes something, going by its name; ``read``: gradients are copied, or used for something else than
+a norm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Event:
     own_scale: bool = False
     """A clip whose limit is multiplied by the loss scale."""
     wrapper: bool = False
-    """A call of a training wrapper (accelerate, Fabric, Lightning, DeepSpeed, FSDP), which may do more than its name."""
+    """A call of a training wrapper (accelerate, Fabric, Lightning, DeepSpeed), which may do more than its name says."""
     value: Location | None = None
     """For ``iterator``: the expression that makes it."""
     raises: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from gradlint.facts.steps_project import ScopeCache
 from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, spelled
@@ -18,10 +19,12 @@ from gradlint.facts.steps_words import (
     PARAMETER_WORDS,
     SCHEDULERS,
     last_name,
+    word_set,
     words,
 )
 
 Key = Callable[[ast.expr], str | None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,10 @@ def merged(every: Sequence[Objects]) -> Objects:
     )
 
 
+def _attributes(of: Mapping[str, T]) -> dict[str, T]:
+    return {key: value for key, value in of.items() if key.startswith("self.")}
+
+
 def read_objects(scopes: Scopes, cache: ScopeCache) -> Objects:
     """Collect the evidence of one file in one walk."""
     reader = _Reader(scopes, cache)
@@ -221,22 +228,8 @@ def _union(sets: Iterator[frozenset[str]]) -> frozenset[str]:
     return found
 
 
-_NEW_TENSORS = frozenset(
-    [
-        "randn",
-        "rand",
-        "zeros",
-        "ones",
-        "empty",
-        "full",
-        "tensor",
-        "randn_like",
-        "rand_like",
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-    ]
+_NEW_TENSORS = word_set(
+    "randn rand zeros ones empty full tensor randn_like rand_like zeros_like ones_like empty_like full_like"
 )
 
 

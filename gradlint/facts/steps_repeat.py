@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradlint.facts.cfg import Graph, Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_states import WAITING, Phase, Turn, clears, follow, guards_held, phases, turn_of
-from gradlint.facts.steps_words import PARAMETER_WORDS, words
+from gradlint.facts.steps_words import PARAMETER_WORDS, word_set, words
 
 # -- GL104
 
@@ -62,7 +62,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
         # a loop over several optimizers comes back to the call that was just made
-        if not found or not found - ({"consumed", "spent"} if _inner(turn, node) else set()) == {"dropped"}:
+        if not found or found - ({"consumed", "spent"} if _inner(turn, node) else set()) != {"dropped"}:
             continue
         given = max((k for k, _ in turn.events("backward") if k < index), default=0)
         if any(given < k < node for k, _ in turn.events("read")):
@@ -250,26 +250,10 @@ def _apart(steps: StepFacts, clip: Event, step: Event) -> bool:
     return all(_told_apart(steps, objects.own(root), objects.own(other)) for root in clip.roots for other in given)
 
 
-_OPPOSITES = frozenset(
-    frozenset(pair.split())
-    for pair in [
-        "teacher student",
-        " generator discriminator",
-        " netG netD",
-        " G D",
-        " actor critic",
-        " encoder decoder",
-        "\n    policy value",
-        " policy_net value_net",
-        " policy_net target_net",
-        " online target",
-        " online_net target_net",
-        " q_net target_net",
-        "\n    critic critic_target",
-        " actor actor_target",
-        " backbone head",
-    ]
-)
+_PAIRS = """teacher student, generator discriminator, netG netD, G D, actor critic, encoder decoder, policy value,
+policy_net value_net, policy_net target_net, online target, online_net target_net, q_net target_net,
+critic critic_target, actor actor_target, backbone head"""
+_OPPOSITES = frozenset(word_set(pair) for pair in _PAIRS.split(","))
 """Two networks that are never one, going by their names."""
 
 

@@ -10,84 +10,85 @@ import sys
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-def _set(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
-TORCH_CLIPS = _set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value")
-METHOD_CLIPS = TORCH_CLIPS | _set("clip_gradients clip_grads clip_master_grads")
-CLEARS = _set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
-SCALES = _set("mul_ div_ clamp_ nan_to_num_")
+TORCH_CLIPS = word_set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value")
+METHOD_CLIPS = TORCH_CLIPS | word_set("clip_gradients clip_grads clip_master_grads")
+CLEARS = word_set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
+SCALES = word_set("mul_ div_ clamp_ nan_to_num_")
 """What is done to a gradient in place that makes none where there was none."""
-FUNCTION_CLEARS = CLEARS | _set("zero_gradients clear_grads")
-EVENTS = CLEARS | METHOD_CLIPS | _set("backward manual_backward step unscale_")
-STOPS = _set("sys.exit os._exit exit quit")
+FUNCTION_CLEARS = CLEARS | word_set("zero_gradients clear_grads")
+EVENTS = CLEARS | METHOD_CLIPS | word_set("backward manual_backward step unscale_")
+STOPS = word_set("sys.exit os._exit exit quit")
 
-OPTIMIZER_CLASSES = _set(
+OPTIMIZER_CLASSES = word_set(
     """Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS LAMB Lamb LARS Lion Muon NAdam RAdam RMSprop Rprop SGD
     SparseAdam"""
 )
-OPTIMIZERS = _set("opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop")
-SCHEDULERS = _set("sch sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
-OTHER_STEPS = _set(
+OPTIMIZERS = word_set("opt opts optim optims optimizer optimizers optimiser optimisers adam adamw sgd lbfgs rmsprop")
+SCHEDULERS = word_set("sch sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
+OTHER_STEPS = word_set(
     """env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler
     swa board writer debugger stepper world game wandb tracker"""
 )
 """Things with a ``step`` that trains nothing."""
-MODELS = _set(
+MODELS = word_set(
     """model models net nets network networks module encoder decoder generator discriminator critic actor policy
     backbone classifier unet vae gan gpt bert transformer student teacher netd netg rnn lstm cnn mlp"""
 )
-MODEL_METHODS = _set("parameters named_parameters eval modules named_modules requires_grad_")
-PARAMETER_WORDS = _set("param params parameter parameters weights groups group")
+MODEL_METHODS = word_set("parameters named_parameters eval modules named_modules requires_grad_")
+PARAMETER_WORDS = word_set("param params parameter parameters weights groups group")
 """In the name of what lists parameters."""
-PARAMETER_METHODS = _set("parameters named_parameters trainable_parameters get_parameters")
+PARAMETER_METHODS = word_set("parameters named_parameters trainable_parameters get_parameters")
 
-STRONG = _set(
+STRONG = word_set(
     """backward backwards backprop backpropagate bwd minimize train training trainer learn optimize optimise
     optimization step steps update updates fit accumulate apply hook hooks callback callbacks closure grad grads
     gradient gradients reinforce finetune pretrain iteration iterate clip event trigger dispatch"""
 )
 """In the name of a call that cannot be read: it may touch gradients."""
-OF_ANYTHING = _set("update updates apply accumulate fit clip event")
+OF_ANYTHING = word_set("update updates apply accumulate fit clip event")
 """Among them those that every kind of object has."""
-COMPUTING = _set(
+COMPUTING = word_set(
     """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric
     metrics accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform
     normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read error errors data td
     returns advantage advantages iters parameters params dataloader loader dataset preset presets"""
 )
 """In the name of a call that cannot be read: it computes something, unless it is given an optimizer."""
-BOOKKEEPING = _set(
+BOOKKEEPING = word_set(
     """prepare set get log logger print save load checkpoint device adjust lr rate schedule scheduler warmup decay init
     initialize build create make is has check format write plot show dump state restore resume reset freeze unfreeze
     toggle requires summary summarize display visualize report broadcast reduce gather barrier synchronize wait seed
     time timer tic toc start stop"""
 )
 """In the name of a call that cannot be read: it trains nothing, whatever it is given."""
-GRADIENTS = _set("grad grads gradient gradients")
-WRITES = _set("set load assign copy put fill apply average reduce sync synchronize allreduce accumulate")
+GRADIENTS = word_set("grad grads gradient gradients")
+WRITES = word_set("set load assign copy put fill apply average reduce sync synchronize allreduce accumulate")
 """With one of :data:`GRADIENTS`: the call gives parameters their gradients."""
-TRAINING_OWNERS = _set(
+TRAINING_OWNERS = word_set(
     """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
     opt"""
 )
-WRAPPERS = _set("accelerator fabric engine strategy plugin booster")
+WRAPPERS = word_set("accelerator fabric engine strategy plugin booster")
 """Training frameworks whose objects have a ``backward``, a clip or a ``step`` of their own."""
-HARMLESS = _set(
+HARMLESS = word_set(
     """no_grad enable_grad set_grad_enabled inference_mode autocast scale_loss master_params no_sync disable_grad
     gradient_checkpointing_enable gradient_checkpointing_disable end_training"""
 )
 """Calls that change no gradient, whatever their names suggest."""
-REDUCES = _set("avg average allreduce reduce")
+REDUCES = word_set("avg average allreduce reduce")
 """With one of :data:`GRADIENTS`: what is done to gradients between backward and step on several machines."""
-PASSIVE = _set("polyak soft hard ema target moving symlink")
+PASSIVE = word_set("polyak soft hard ema target moving symlink")
 """With ``update``: a copy of the weights is moved, no gradient."""
-PASSIVE_OWNERS = _set(
+PASSIVE_OWNERS = word_set(
     "ema target out output outputs stats inputs kwargs dict state meter metrics info averaged swa logs"
 )
 """In the name of an object whose ``update`` trains nothing."""
-STANDARD = frozenset(sys.stdlib_module_names) | _set(
+STANDARD = frozenset(sys.stdlib_module_names) | word_set(
     """torch numpy np tqdm wandb einops scipy pandas matplotlib sklearn cv2 PIL tensorboardX torchvision torchaudio
     yaml omegaconf hydra rich loguru absl cupy"""
 )

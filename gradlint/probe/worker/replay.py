@@ -256,7 +256,7 @@ def _is_child(roles: Roles, path: str) -> bool:
 def _kind(recorder: Recorder, world: RunWorld) -> str:
     """``replica`` where the program ran on parameters and a loss of its own, else ``replay``."""
     made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in ghost.weights_of(m)}
-    if "loss" in world.assumed or any(id(p) in made for p in recorder.grads.known):
+    if "loss" in world.assumed or any(id(p) in made for p in recorder.grads.touched.values()):
         return "replay"
     return "replica"
 

@@ -140,7 +140,12 @@ def _holds_parameters(values: Args) -> bool:
 
 def _step(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     optimizer = world.optimizer_behind(ghost)
-    return NotImplemented if optimizer is None else optimizer.step(*args, **kwargs)
+    if optimizer is None:
+        return NotImplemented
+    result = optimizer.step(*args, **kwargs)
+    if isinstance(ghost.gl_extra, torch.nn.Module):
+        optimizer.zero_grad()  # an engine clears what it has stepped with
+    return result
 
 
 def _zero_grad(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:

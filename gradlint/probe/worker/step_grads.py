@@ -71,6 +71,8 @@ class Gradients:
         self.repeat = repeat
         """Whether a backward pass adds the same each time it is made from the same place."""
         self.met: List[ClipSeen] = []
+        self.touched: Dict[int, torch.Tensor] = {}
+        """The parameters that some event was about."""
         self._keys: Dict[int, str] = {}
         self._params: Dict[str, torch.Tensor] = {}
         self._clips: Dict[str, Dict[Tuple[str, ...], float]] = {}
@@ -85,8 +87,8 @@ class Gradients:
         """Norm, unscaled, of a gradient that a step consumed and nothing has cleared."""
         self._ahead: Dict[int, float] = {}
         """Norm, unscaled, that a gradient had before a clip, since the last backward."""
-        self._passes: List[Mapping[int, float]] = []
-        """For each backward pass the norm, unscaled, of what it added to each parameter."""
+        self._passes: List[Tuple[Tuple[object, ...], Mapping[int, float]]] = []
+        """For each backward pass its place, and the norm, unscaled, of what it added to each parameter."""
         self._seen_passes: Dict[str, int] = {}
         """How many passes there were at the last step of an optimizer."""
         self._first: Dict[Tuple[object, ...], Dict[int, torch.Tensor]] = {}
@@ -236,12 +238,13 @@ class Gradients:
         """What a step of ``optimizer`` meets, apart from norms."""
         since = self._passes[self._seen_passes.get(optimizer, 0) :]
         mine = {id(p) for p in own}
-        parts = [[size for key, size in one.items() if key in mine] for one in since]
-        parts = [part for part in parts if part]
+        parts = [(place, [size for key, size in one.items() if key in mine]) for place, one in since]
+        parts = [(place, part) for place, part in parts if part]
         kept = [max(self._ahead.get(id(p), 0.0), self._plain(p)) for p in own if p.grad is not None]
         return {
             "contributions": len(parts),
-            "accumulated": sum(math.hypot(*part) for part in parts),
+            "places": len({place for place, _ in parts}),
+            "accumulated": sum(math.hypot(*part) for _, part in parts),
             "kept": math.hypot(*kept),
             "by_hand": any(id(p) in self._by_hand for p in own),
         }
@@ -289,7 +292,7 @@ class Gradients:
             result.factor = self._scale_up(result.reached, parts, scale or 1.0)
         sizes = {key: norm_of([part], 2.0) * result.factor / (scale or 1.0) for key, part in parts.items()}
         result.contributed = math.hypot(*sizes.values()) if len(parts) == len(result.reached) else None
-        self._passes.append({id(p): sizes.get(id(p), 0.0) for p in result.reached})
+        self._passes.append((place, {id(p): sizes.get(id(p), 0.0) for p in result.reached}))
         for parameter in result.reached:
             self._fresh[id(parameter)] = True
             self._ahead.pop(id(parameter), None)

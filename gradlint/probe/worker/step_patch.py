@@ -11,8 +11,8 @@ import contextlib
 import functools
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-import torch
 import step_remedy
+import torch
 from ghost import Ghost, GhostTensor, gradients_in, weights_of
 from step_grads import norm
 from step_record import KEYS_SHOWN, Event, Recorder
@@ -183,6 +183,7 @@ def _argument(args: List[Any], kwargs: Dict[str, Any], place: int, name: str, de
 def describe(recorder: Recorder, event: Event, params: List[torch.Tensor]) -> None:
     """Say in an event which parameters it is about."""
     recorder.grads.know(params)
+    recorder.grads.touched.update({id(p): p for p in params})
     event["parameters"] = [recorder.grads.key(p) for p in params[:KEYS_SHOWN]]
     event["parameter_count"] = len(params)
 

@@ -25,7 +25,8 @@ unless a clip says otherwise. A call that raised has ``error``. The kinds:
                no entry where they share none. ``norm``, ``norm_unscaled``: over all its parameters. ``scaled``.
                ``fresh``: a backward (or the program, by hand) made a gradient since their last step or clearing.
                ``by_hand``: the program wrote a gradient where there was none. ``no_gradients``: all are None.
-               ``contributions``: how many backward passes reached its parameters since its previous step.
+               ``contributions``: how many backward passes reached its parameters since its previous step;
+               ``places``: from how many different places in the program those were made.
                ``accumulated``: the sum of what those contributed to its parameters, each as a norm, unscaled.
                ``kept``: norm at the step, unscaled; ahead of the clip where one reduced it since the last backward.
                ``delta``: the largest change of a weight (0 where the request says ``same_batch``). ``via``: the

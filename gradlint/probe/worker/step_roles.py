@@ -309,7 +309,8 @@ def _optimizer_calls(tree: ast.Module) -> Iterable[OptimizerCall]:
         keywords = tuple(
             (k.arg, _literal(k.value)) for k in node.value.keywords if k.arg and _literal(k.value) is not None
         )
-        models = tuple(_models_in(node.value.args[:1]))
+        given = [*node.value.args[:1], *(k.value for k in node.value.keywords if k.arg == "params")]
+        models = tuple(_models_in(given))
         for target in node.targets:
             path = dotted(target)
             if path:

@@ -127,8 +127,16 @@ class Many:
 class StandIns:
     """The objects behind the paths with a role, made when first asked for; real ones are bound by the program."""
 
-    def __init__(self, roles: Roles, assumed: Dict[str, Any], gate: Gate) -> None:
+    def __init__(
+        self,
+        roles: Roles,
+        assumed: Dict[str, Any],
+        gate: Gate,
+        watch: Callable[[Sequence[torch.Tensor]], None],
+    ) -> None:
         self.roles = roles
+        self.watch = watch
+        """Told the parameters of every model made here."""
         self.gate = gate
         self.assumed = assumed
         self.bound: Dict[str, Any] = {}
@@ -176,6 +184,7 @@ class StandIns:
         model = StandInModel(path, self.roles.children.get(path, ()))
         self.assumed.setdefault(path, "stand-in model")
         self.made.append(model)
+        self.watch(weights_of(model))
         self.bound[path] = model
         for owner, optimizer in self._guesses:
             if path in goes_with(owner, self.models()):
@@ -187,6 +196,7 @@ class StandIns:
         model = StandInModel(name)
         self.assumed.setdefault(name, "stand-in layer")
         self.made.append(model)
+        self.watch(weights_of(model))
         return model
 
     def optimizer(self, path: str, module: Optional[torch.nn.Module] = None) -> torch.optim.Optimizer:
@@ -266,6 +276,8 @@ class StandIns:
         if call is not None and call.models:
             wanted = {m.rsplit(".", 1)[-1] for m in call.models}
             chosen = [m for p, m in models.items() if p.rsplit(".", 1)[-1] in wanted]
+            # what the text says it was given exists, though nothing else speaks of it
+            chosen = chosen or [m for p in call.models for m in [self.value(p)] if isinstance(m, torch.nn.Module)]
             if chosen:
                 return chosen
         return [models[p] for p in goes_with(path, models)]

@@ -57,7 +57,7 @@ class RunWorld(World):
         self.roles = roles
         self.flow = flow
         self.assumed = assumed
-        self.standins = StandIns(roles, assumed, self.gate)
+        self.standins = StandIns(roles, assumed, self.gate, recorder.grads.know)
         self.answers: Dict[str, bool] = {}
         self.flippable: Dict[str, bool] = {}
         """Relevant guards in the order in which they were first asked, with their answer."""
@@ -108,6 +108,7 @@ class RunWorld(World):
     def slimmed(self, model: StandInModel) -> None:
         """A class of the program made a stand-in, since its own model is too slow."""
         self.standins.made.append(model)
+        self.recorder.grads.know(weights_of(model))
         self.assumed[model.gl_name] = "stand-in model"
 
     def asked(self, value: Any) -> bool:
