@@ -104,6 +104,8 @@ class StepExperiment:
     edited_lines: tuple[int, ...] = ()
     same_batch: bool = False
     """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
+    overflow: bool = False
+    """Let the first backward of a scaled loss overflow, as half precision does."""
     remedy: Literal["", "clip-at-step", "clear-after-step"] = ""
     """What the run does otherwise where no edit can be written; it is told, and never a ``--fix``."""
     watched: Mapping[str, Any] = dataclasses.field(default_factory=dict)

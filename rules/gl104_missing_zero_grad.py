@@ -44,14 +44,16 @@ for step in range(20):
 
 ## How it is confirmed
 The loop runs on real PyTorch with one batch, a learning rate of 0 and clips that do not act, so that every backward
-gives the same gradient. The finding is confirmed if the norm at the third step is more than 2.5 times that at the
-first (a sum of three gives 3.0), and within 1.2 times of it once `zero_grad()` has been put ahead of the backward. The
-same edit is what `--fix --unsafe-fixes` applies; it is never called safe, since only the author knows whether the
-gradients were meant to add up over several iterations.
+gives the same gradient. The finding is confirmed if the norm at the third step is more than 2.5 times that of one
+iteration's own gradient (a sum of three gives 3.0), and within 1.2 times of it once the gradients are cleared ahead of
+the backward. Under a gradient scaler the leftovers are divided by the loss scale at the next `unscale_` and hardly
+count. What counts there is the overflow that half precision meets now and then: one is made in the first backward, and
+the finding is confirmed if the scaler then skips every further step, since the infinite gradient is never cleared, and
+steps again after the edit. The same edit is what `--fix --unsafe-fixes` applies. It is never called safe, since only
+the author knows whether the gradients were meant to add up over several iterations.
 
 ## When to ignore it
-When the gradients of all iterations are meant to be summed. Under a gradient scaler the leftovers are divided by the
-loss scale at the next `unscale_` and hardly count; then the experiment refutes the finding.
+When the gradients of all iterations are meant to be summed.
 
 ## References
 - PyTorch documentation, torch.optim.Optimizer.zero_grad.
@@ -138,6 +140,7 @@ def _candidate(
             "step": steps.spot(step),
         },
         same_batch=True,
+        overflow=bool(step.scaler),
         remedy="clear-after-step" if edit else "",
     )
 
@@ -162,6 +165,9 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     data = measurement.data
     spot = spot_of(candidate.facts["step"])
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": {**assumed(candidate, data), "lr": 0, "clip": "off"}}
+    stuck = _steps_after_overflow(data.get("paths", ()), spot)
+    if stuck is not None:
+        return _overflowed(candidate, data, stuck, common)
     written = _worst(data.get("paths", ()), spot)
     if written is None:
         detail = "in the replay fewer than three steps were made with gradients"
@@ -186,6 +192,35 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("refuted", after_remedy=after, detail="clearing the gradients did not help", **common)
     message = f"{candidate.message}{on_branch(guards)}"
     return Judgement("confirmed", after_remedy=after, message=message, **common)
+
+
+def _overflowed(candidate: Candidate, data: Mapping[str, Any], steps: int, common: Mapping[str, Any]) -> Judgement:
+    """The verdict under a gradient scaler, which divides what is left over, but not an infinite gradient."""
+    numbers: dict[str, Any] = {"measured": {"steps_after_overflow": steps}, "threshold": {"steps_after_overflow": 0}}
+    if steps:
+        return Judgement("refuted", detail="steps are made again after an overflow", **numbers, **common)
+    again = _steps_after_overflow(data.get("edited_paths", ()), None)
+    if again is None:
+        return Judgement("unverified", reason="not-sliced", detail="the edited loop did not run", **numbers, **common)
+    after = {"steps_after_overflow": again}
+    if not again:
+        return Judgement("refuted", after_remedy=after, detail="clearing did not help", **numbers, **common)
+    message = (
+        f"{candidate.message}; after one overflow of the loss scale the infinite gradient stays, and the scaler skips "
+        "every further step"
+    )
+    return Judgement("confirmed", after_remedy=after, message=message, **numbers, **common)
+
+
+def _steps_after_overflow(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> int | None:
+    """How many steps were made after one that the scaler skipped, of two at least: the fewest over all paths."""
+    found = []
+    for path in paths:
+        events = [e for e in path.get("events", ()) if e["kind"] == "step" and (spot is None or spot.holds(e))]
+        first = next((k for k, e in enumerate(events) if e.get("skipped")), None)
+        if first is not None and len(events) > first + 2:
+            found.append(sum(not e.get("skipped") for e in events[first + 1 :]))
+    return min(found, default=None)
 
 
 def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[float], Mapping[str, bool]] | None:

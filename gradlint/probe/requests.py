@@ -104,6 +104,8 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
         "edited": edited,
         "controls": {},
     }
+    if experiment.overflow:
+        body["overflow"] = True
     if experiment.remedy and edited is None:
         body["remedy"] = {"kind": experiment.remedy, **experiment.watched}
     if experiment.fallbacks:

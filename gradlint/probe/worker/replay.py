@@ -12,6 +12,7 @@ Further options of a request:
 * ``same_batch``: weights do not move (learning rate 0), every iteration of a training loop gets the same data and
   random numbers, and a backward pass from the same place adds the same gradient; clips are recorded and do not clip,
   nothing is scaled up, and an unknown accumulation count is 4. So each path runs once.
+* ``overflow``: the first backward of a scaled loss gives an infinite gradient, as half precision does.
 * ``iterators``: ``[[line, path], ...]``; an iterator bound there is watched, and each of its consumers recorded.
 
 The events are described in ``step_record``.
@@ -121,6 +122,7 @@ class Program:
         self.values: Dict[str, str] = dict(body.get("values") or {})
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
         self.remedy: Optional[step_remedy.Remedy] = None
+        self.overflow = bool(body.get("overflow"))
         self.same_batch = bool(body.get("same_batch"))
         self.iterators = {
             (str(more[0]) if more else self.entry, int(line), str(name))
@@ -174,7 +176,8 @@ class Program:
         self, assigned: Mapping[str, bool], seen: Sequence[ClipSeen], at: Optional[float]
     ) -> "tuple[Dict[str, Any], Sequence[ClipSeen]]":
         same = SameBatch() if self.same_batch else None
-        recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same, self.remedy)
+        recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same)
+        recorder.remedy, recorder.overflow = self.remedy, self.overflow
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)

@@ -238,9 +238,20 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
         event.update(reached=len(done.reached), factor=done.factor, contributed=done.contributed, stale=done.stale)
         describe(recorder, event, done.reached)
         recorder.backwards += 1
+        if recorder.overflow and scale is not None:
+            recorder.overflow = False
+            _overflow(done.reached)
         return result
     finally:
         recorder.depth -= 1
+
+
+def _overflow(reached: List[torch.Tensor]) -> None:
+    """What half precision does when the loss scale is too large, as it is at the start: a gradient becomes infinite."""
+    with torch.no_grad():
+        for parameter in reached[:1]:
+            if parameter.grad is not None and parameter.grad.numel():
+                parameter.grad.view(-1)[0] = float("inf")
 
 
 # clearing
