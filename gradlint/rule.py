@@ -104,6 +104,8 @@ class StepExperiment:
     edited_lines: tuple[int, ...] = ()
     same_batch: bool = False
     """Run every iteration on one batch with a learning rate of 0, and let clips record but not clip."""
+    accumulation: int = 1
+    """Run with so many micro-batches where their count is an option that is 1 by default."""
     overflow: bool = False
     """Let the first backward of a scaled loss overflow, as half precision does."""
     remedy: Literal["", "clip-at-step", "clear-after-step"] = ""

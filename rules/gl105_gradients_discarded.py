@@ -76,6 +76,8 @@ from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 KEPT = 0.5
 """Share of the micro-batches' gradients that is left at the step, up to which accumulation is defeated (FAULTS O9);
 two micro-batches leave exactly this."""
+MICRO_BATCHES = 4
+"""Run with so many micro-batches to a step where the program leaves their number open (FAULTS O9)."""
 ALL = 0.99
 """From this share on nothing was lost."""
 
@@ -141,10 +143,12 @@ def _candidate(
         edit=remedy,
         related=[(step, "the gradients are missing here")],
         told={
+            "line": clear.line if clear.value is None else clear.value.line,
             "step": steps.spot(step),
             "accumulating": accumulating,
         },
         same_batch=accumulating,
+        accumulation=MICRO_BATCHES if accumulating else 1,
         remedy="clear-after-step" if edit else "",
     )
 
@@ -201,12 +205,15 @@ def _share(path: Mapping[str, Any], spot: Spot | None, stepped: Spot | None) -> 
 
     With ``spot`` only steps count that a clearing there came ahead of.
     """
+    steps = [e for e in path.get("events", ()) if e["kind"] == "step"]
+    if stepped is not None and not any(map(stepped.holds, steps)):
+        stepped = None  # the step is made inside of something that was stood in for
     shares: list[float] = []
     lost: set[str] = set()
     counted = 0
     for event in path.get("events", ()):
         if event["kind"] == "zero_grad":
-            if (spot is None or spot.holds(event)) and event.get("fresh") and not event.get("fenced"):
+            if (spot is None or spot.holds(event)) and _loses(event):
                 lost.update(event.get("parameters", ()))
                 counted += 1
         elif event["kind"] == "step" and not event.get("fenced"):
@@ -219,6 +226,13 @@ def _share(path: Mapping[str, Any], spot: Spot | None, stepped: Spot | None) -> 
     if spot is not None and not counted:
         return 1.0 if shares else None
     return min(shares, default=None)
+
+
+def _loses(event: Mapping[str, Any]) -> bool:
+    """Whether a clearing takes gradients that no step has used; of ``p.grad = None`` the trace tells how many went."""
+    return not event.get("fenced") and bool(
+        event.get("fresh") or (event.get("object") == "assignment" and event["cleared"])
+    )
 
 
 RULE = Rule(

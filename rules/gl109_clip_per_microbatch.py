@@ -77,6 +77,10 @@ from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 
+MICRO_BATCHES = 4
+"""Run with so many micro-batches to a step where the program leaves their number open (FAULTS O9)."""
+
+
 def check(facts: FileFacts) -> Iterable[Candidate]:
     """Clips behind a backward that run where the step is held back by an accumulation's condition."""
 
@@ -120,6 +124,7 @@ def _candidate(
         related=[(step, "the accumulated gradients are used here")],
         told={"by_value": clip.by_value},
         same_batch=True,
+        accumulation=MICRO_BATCHES,
         remedy="clip-at-step" if edit else "",
     )
 
@@ -164,15 +169,17 @@ def _most(paths: Sequence[Mapping[str, Any]], spot: Spot) -> tuple[int, Mapping[
     """How often the clip ran, behind a backward, between two steps on its parameters: the most, over all paths."""
     found: list[tuple[int, Mapping[str, bool]]] = []
     for path in paths:
-        count, fresh = 0, False
+        count, fresh, stepped = 0, False, False
         for event in path.get("events", ()):
             if event["kind"] == "backward":
                 fresh = bool(event.get("reached", 1))
-            elif event["kind"] == "clip" and spot.holds(event):
-                count, fresh = count + fresh, False
+            elif spot.holds(event) and (event["kind"] == "clip" or (event["kind"] == "unscale" and event.get("error"))):
+                count, fresh = count + fresh, False  # a second unscale_ before the step raises
             elif event["kind"] == "step" and spot.key in event.get("norms", {}) and not event.get("fenced"):
                 found.append((count, path.get("guards", {})))
-                count = 0
+                count, stepped = 0, True
+        if count > 1 and not stepped:
+            found.append((count, path.get("guards", {})))  # the path on which the condition never holds
     return max(found, key=lambda one: one[0], default=None)
 
 

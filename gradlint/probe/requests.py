@@ -83,7 +83,7 @@ def _model(
 
 
 def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unsliced:
-    part = slice_step(index, experiment.path, experiment.region)
+    part = slice_step(index, experiment.path, experiment.region, experiment.fallbacks)
     refused = _refused(part, experiment.region)
     if refused is not None:
         return refused
@@ -91,7 +91,7 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
     if experiment.edit is not None:
         changed = experiment.edit_path or experiment.path
         other = index.with_text(changed, experiment.edit.new_text)
-        after = slice_step(other, experiment.path, experiment.region)
+        after = slice_step(other, experiment.path, experiment.region, experiment.fallbacks)
         module = next((m for m in after.modules if os.path.abspath(m["path"]) == os.path.abspath(changed)), None)
         if module is not None:
             edited = {"source": module["source"], "lines": list(experiment.edited_lines), "module": module["name"]}
@@ -104,6 +104,8 @@ def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unslice
         "edited": edited,
         "controls": {},
     }
+    if experiment.accumulation > 1:
+        body["accumulation"] = experiment.accumulation
     if experiment.overflow:
         body["overflow"] = True
     if experiment.remedy and edited is None:

@@ -128,18 +128,20 @@ def _importing(module: Module, file: SourceFile, names: Sequence[str], node: ast
     return {**module, "source": "\n".join(lines)}
 
 
-def slice_step(index: ProjectIndex, path: str, region: str) -> Slice:
+def slice_step(index: ProjectIndex, path: str, region: str, also: Sequence[str] = ()) -> Slice:
     """What a training step needs: ``region`` is its function or method, ``""`` the module's own statements.
 
     Of a function: it (a method: its class), what it calls, and the module-level statements that feed the names it
     uses, those of an ``if __name__ == "__main__"`` block included where nothing else binds a name. Of a module: all
-    statements but unused definitions and imports, and calls for their effect outside (printing, plotting, files).
+    statements but unused definitions and imports, and calls for their effect outside (printing, plotting, files). ``also``: other functions and methods to keep.
     """
     file = index.parse(path)
     if file is None:
         return Slice((), "", (region,))
     slicer = Slicer(index)
     part = slicer.part(file)
+    for other in also:
+        slicer.want(part, other.partition(".")[0])
     if region:
         slicer.want(part, region.partition(".")[0])
     else:

@@ -34,7 +34,7 @@ MAX_ITEMS = 256
 MAX_NESTED = 4
 """Levels of unknown items of unknown items: a function that takes nests apart must come to an end."""
 _ITEM = "[*]"
-_NAME_LIMIT = 120
+_NAME_LIMIT, _NAME_KEPT = 120, 58
 _UNPACK = opcode.opmap["UNPACK_SEQUENCE"]
 _UNPACK_EX = opcode.opmap["UNPACK_EX"]
 
@@ -116,6 +116,13 @@ class World:
         """The truth of a value that a framework asks for."""
         return bool(value)
 
+    def first_backward(self) -> None:
+        """A backward begins."""
+
+    def stand_in_loss(self, name: str = "") -> torch.Tensor:
+        """A loss that depends on what is trained."""
+        return torch.zeros((), requires_grad=True)
+
     def window(self, ghost: Ghost) -> int:
         """The micro-batches of a step, where a framework was given an unknown number of them."""
         return 1
@@ -152,6 +159,11 @@ def short(value: Any, numbers: bool = True) -> str:
     return type(value).__name__
 
 
+def _shortened(name: str) -> str:
+    """A name of bounded length; what it ends with says what a call of it does."""
+    return name if len(name) <= _NAME_LIMIT else f"{name[:_NAME_KEPT]}...{name[-_NAME_KEPT:]}"
+
+
 class Ghost:
     """An unknown value. ``gl_name`` is the expression it came from, as far as that is known."""
 
@@ -174,10 +186,10 @@ class Ghost:
         hint: Any = MISSING,
     ) -> None:
         put = object.__setattr__
-        put(self, "gl_name", name[:_NAME_LIMIT])
+        put(self, "gl_name", _shortened(name))
         put(self, "gl_owner", owner)
         put(self, "gl_items", {})
-        put(self, "gl_key", (key if key is not None else name)[:_NAME_LIMIT])
+        put(self, "gl_key", _shortened(key if key is not None else name))
         put(self, "gl_negated", negated)
         put(self, "gl_hint", hint)
         put(self, "gl_extra", None)
@@ -514,7 +526,7 @@ def combine(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], owner: Opt
         return Ghost(text, owner=owner)
     parts = gradients_in(args) + gradients_in(kwargs) + gradients_in(owner)
     if not parts:
-        return Ghost(text, owner=owner)
+        return _made_of(Ghost(text, owner=owner), args, kwargs)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -525,7 +537,23 @@ def combine(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], owner: Opt
         if isinstance(value, torch.nn.Module):
             object.__setattr__(result, "gl_module", value)
             break
-    return result
+    return _made_of(result, args, kwargs)
+
+
+def _made_of(ghost: Ghost, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Ghost:
+    """Remember the parameters among the arguments that an unknown was made of: it may be an optimizer of them."""
+    weights: List[torch.Tensor] = []
+    for value in (*args, *kwargs.values()):
+        for item in value[:200] if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, torch.nn.Module):
+                weights.extend(weights_of(item))
+            elif isinstance(item, torch.nn.Parameter):
+                weights.append(item)
+            elif isinstance(item, dict) and isinstance(item.get("params"), list):
+                weights.extend(p for p in item["params"] if isinstance(p, torch.nn.Parameter))
+    if weights:
+        ghost.gl_cell["weights"] = weights
+    return ghost
 
 
 def is_instance(value: Any, kind: Any) -> bool:

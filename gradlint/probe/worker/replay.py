@@ -12,6 +12,7 @@ Further options of a request:
 * ``same_batch``: weights do not move (learning rate 0), every iteration of a training loop gets the same data and
   random numbers, and a backward pass from the same place adds the same gradient; clips are recorded and do not clip,
   nothing is scaled up, and an unknown accumulation count is 4. So each path runs once.
+* ``accumulation``: an option that counts micro-batches and is 1 by default is this instead.
 * ``overflow``: the first backward of a scaled loss gives an infinite gradient, as half precision does.
 * ``iterators``: ``[[line, path], ...]``; an iterator bound there is watched, and each of its consumers recorded.
 
@@ -25,11 +26,12 @@ import math
 import time
 import types
 import warnings
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import cpu_standins
 import ghost
 import integrity
+import step_accumulation
 import step_layers
 import step_optim
 import step_patch
@@ -88,6 +90,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
         modules = [_with_source(m, edited.get("module") or body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
         other.forced, other.slim, other.remedy = program.forced, program.slim, remedy
+        other.premade = program.premade
         chosen = [dict(path.pop("assigned")) for path in paths]
         edited_paths = [
             other.path(assignment)
@@ -122,6 +125,7 @@ class Program:
         self.values: Dict[str, str] = dict(body.get("values") or {})
         self.stubs: List[str] = [v for k, v in (body.get("controls") or {}).items() if k == "stub"]
         self.remedy: Optional[step_remedy.Remedy] = None
+        self.accumulation = int(body.get("accumulation") or 1)
         self.overflow = bool(body.get("overflow"))
         self.same_batch = bool(body.get("same_batch"))
         self.iterators = {
@@ -135,6 +139,10 @@ class Program:
         self.flow: Flow = read(self.trees, self.entry, body["lines"])
         self.next_flips: Dict[str, bool] = {}
         self.slim = False
+        self.late: Tuple[str, ...] = ()
+        """Stand-ins of the latest run, where some were made only after its first backward."""
+        self.premade: Tuple[str, ...] = ()
+        """Stand-ins that a run makes at its beginning."""
         self._heavy = step_slim.replaceable(self.trees, self.entry, self.region, self.flow.trains)
         self.forced: Optional[Set[Place]] = None
         self.passed: Set[Place] = set()
@@ -170,7 +178,11 @@ class Program:
         ``at``: CPU time of the process at which :class:`TooSlow` is raised; without it the path just ends in time.
         """
         result, met = self._once(assigned, (), at)
-        return self._once(assigned, met, at)[0] if met and not self.same_batch else result
+        late, self.late = self.late, ()
+        if (met and not self.same_batch) or late:
+            self.premade = tuple(dict.fromkeys([*self.premade, *late]))
+            result, _ = self._once(assigned, () if self.same_batch else met, at)
+        return result
 
     def _once(
         self, assigned: Mapping[str, bool], seen: Sequence[ClipSeen], at: Optional[float]
@@ -187,10 +199,13 @@ class Program:
         watched = integrity.take(integrity.TORCH)
         ghost.enter(world)
         error: Optional[str] = None
-        modules = StepModules(self.modules, self._compile, Helpers(world).names(), lambda m: self._prepare(m, world))
+        names = Helpers(world).names()
+        names["_gl_accumulated"] = step_accumulation.at_least(self.accumulation, self.assumed)
+        modules = StepModules(self.modules, self._compile, names, lambda m: self._prepare(m, world))
         try:
             step_patch.Hooks.recorder = recorder
             with modules, alarm(at if at is not None else ALARM_SHARE * _cpu_limit()):
+                world.standins.premake(self.premade)
                 if self.slim:
                     step_slim.replace(self._heavy, world.slimmed)
                 error = call_region(modules, self.entry, self.region, self.trees, world)
@@ -207,6 +222,8 @@ class Program:
         number_iterations(recorder.events)
         self.next_flips = dict(world.flippable)
         self.passed |= world.passed
+        if world.late:
+            self.late = tuple(p for p in world.standins.order if p not in self.premade)
         path = {
             "guards": world.guards,
             "error": error,
@@ -229,7 +246,8 @@ class Program:
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
         capture = self.region if is_main and "<locals>" in self.region else ""
         watched = {(line, path) for module, line, path in self.iterators if module == name}
-        tree = rewrite(self.trees[name], roles, is_main, capture, watched)
+        tree = step_accumulation.widen(self.trees[name]) if self.accumulation > 1 else self.trees[name]
+        tree = rewrite(tree, roles, is_main, capture, watched)
         self._code[name] = compile(tree, filename, "exec", dont_inherit=True)
         return self._code[name]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from ghost import Ghost, GhostTensor, combine, gradients_in, weights_of, words
+from step_consume import Watched
 from step_fabric import Toggled, clip_optimizer
 from step_wrapped import WrappedOptimizer, optimizers_in
 
@@ -35,6 +36,7 @@ _WRAPPERS = words(
 )
 _SHARDING = words("FSDP FullyShardedDataParallel fully_shard")
 _WRAPS_OPTIMIZER = re.compile(r"^(?!.*(Sched|LR|Warm))([A-Z]\w*)?(Optim|Opt$|LAR[CS]|Lookahead|SWA|PCGrad|SAM)")
+_MODULE_FILE = torch.nn.Module.parameters.__code__.co_filename
 _SELF = words("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous")
 _MODULE_METHODS = words("parameters named_parameters modules named_modules children state_dict")
 
@@ -58,9 +60,16 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         return args[0]
     if world.is_model(ghost):
         return world.behind(ghost)(*args, **kwargs)
+    args = tuple(_parameters_in(a) for a in args)
     # a method of a stand-in model depends on the model: model.generate(x), policy.act(inputs)
     sources = (ghost.gl_extra, *args) if isinstance(ghost.gl_extra, torch.nn.Module) else args
     return combine(ghost.gl_name, sources, kwargs, owner=ghost.gl_owner)
+
+
+def _parameters_in(value: Any) -> Any:
+    """An iterator of parameters as a list: whoever is given it takes them all."""
+    made_by = value.gi_code.co_filename if isinstance(value, types.GeneratorType) else ""
+    return list(value) if isinstance(value, Watched) or made_by == _MODULE_FILE else value
 
 
 def _decorates(args: Args, kwargs: Kwargs) -> bool:

@@ -62,7 +62,10 @@ class Pass:
 
 
 class Gradients:
-    """The gradients of one run. Parameters are known by keys (``p3``), numbered as the run meets them."""
+    """The gradients of one run. Parameters are known by keys that are the same in every run of a path.
+
+    They are numbered as the run meets them (``p3``); those of stand-ins have the name of their stand-in.
+    """
 
     def __init__(self, seen: Sequence[ClipSeen] = (), factor: float = 10.0, repeat: bool = False) -> None:
         self.limits = [clip for clip in seen if clip.limits and not repeat]
@@ -71,8 +74,11 @@ class Gradients:
         self.repeat = repeat
         """Whether a backward pass adds the same each time it is made from the same place."""
         self.met: List[ClipSeen] = []
+        self.trained: Set[int] = set()
+        """The parameters that an optimizer holds or a clip was given."""
         self.touched: Dict[int, torch.Tensor] = {}
         """The parameters that some event was about."""
+        self._numbered = 0
         self._keys: Dict[int, str] = {}
         self._params: Dict[str, torch.Tensor] = {}
         self._clips: Dict[str, Dict[Tuple[str, ...], float]] = {}
@@ -100,14 +106,32 @@ class Gradients:
     def key(self, parameter: torch.Tensor) -> str:
         """``p3``: parameters are numbered in the order in which the run meets them."""
         if id(parameter) not in self._keys:
-            self._keys[id(parameter)] = f"p{len(self._keys)}"
-            self._params[self._keys[id(parameter)]] = parameter
+            self._numbered += 1
+            self._name(parameter, f"p{self._numbered - 1}")
         return self._keys[id(parameter)]
+
+    def _name(self, parameter: torch.Tensor, key: str) -> None:
+        self._keys[id(parameter)] = key
+        self._params[key] = parameter
+
+    def know_as(self, name: str, parameters: Iterable[torch.Tensor]) -> None:
+        """Watch the parameters of a stand-in: it may be made at another time in another run."""
+        for number, parameter in enumerate(parameters):
+            key = f"{name}/{number}"
+            if id(parameter) not in self._keys and key not in self._params:
+                self._name(parameter, key)
+            self.key(parameter)
 
     def know(self, parameters: Iterable[torch.Tensor]) -> None:
         """Watch these parameters' gradients from now on."""
         for parameter in parameters:
             self.key(parameter)
+
+    def train(self, parameters: Iterable[torch.Tensor]) -> None:
+        """These are trained: an optimizer holds them."""
+        for parameter in parameters:
+            self.key(parameter)
+            self.trained.add(id(parameter))
 
     @property
     def known(self) -> List[torch.Tensor]:
@@ -194,6 +218,7 @@ class Gradients:
 
         One line may clip parameter by parameter, each on its own.
         """
+        self.train(params)
         seen = ClipSeen(tuple(places), tuple(self.key(p) for p in params), max_norm, norm_type)
         self._know_clip(seen)
         if seen not in self.met and len(self.met) < MAX_CLIPS:

@@ -158,7 +158,7 @@ class Helpers:
         role = self.world.roles.of(path)
         if role is None or (role == MODEL and isinstance(value.gl_extra, torch.nn.Module)):
             return value
-        if isinstance(value, GhostTensor) and role == MODEL and value.gl_module is not None:
+        if isinstance(value, GhostTensor) and role == MODEL and isinstance(value.gl_module, torch.nn.Module):
             self.world.standins.bind(path, value.gl_module)
             return value.gl_module
         return self.world.behind(value, path)

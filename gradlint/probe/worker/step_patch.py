@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import step_remedy
 import torch
-from ghost import Ghost, GhostTensor, gradients_in, weights_of
+from ghost import Ghost, GhostTensor, gradients_in, weights_of, world
 from step_grads import norm
 from step_record import KEYS_SHOWN, Event, Recorder
 from torch.optim import Optimizer
@@ -200,6 +200,9 @@ def _patch_backward() -> None:
         recorder = Hooks.recorder
         if recorder is None or recorder.depth:
             return real_tensor(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if not self.requires_grad:
+            # the program's state is not its real one: what the loss was computed from is not there
+            self = world().stand_in_loss()
         return recorded_backward(recorder, lambda: real_tensor(self, *args, **kwargs))  # type: ignore[no-untyped-call]
 
     @functools.wraps(real_autograd)
@@ -225,6 +228,7 @@ def recorded_backward(recorder: Recorder, run: Callable[[], Any]) -> Any:
     try:
         scale = recorder.pending_scales.pop(0) if recorder.pending_scales else None
         event = recorder.add("backward", scaled=scale is not None, scale=scale)
+        world().first_backward()
         before = recorder.grads.snapshot()
         if "backward" in recorder.stubs:
             event.update(reached=0, factor=1.0, stubbed=True)
@@ -300,6 +304,6 @@ def _patch_groups() -> None:
     def add_param_group(self: Any, param_group: Dict[str, Any]) -> None:
         real_add(self, param_group)
         if Hooks.recorder is not None:
-            Hooks.recorder.grads.know([p for p in self.param_groups[-1]["params"] if isinstance(p, torch.Tensor)])
+            Hooks.recorder.grads.train([p for p in self.param_groups[-1]["params"] if isinstance(p, torch.Tensor)])
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]

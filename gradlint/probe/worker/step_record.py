@@ -7,7 +7,7 @@ An event is a dict. Every one has
 * ``iteration`` (running number of the training iteration), ``call`` (of the region, where it is called repeatedly),
   ``loops`` (``[module, line, instance, iteration]`` of each loop round it).
 
-``clip``, ``backward``, ``zero_grad``, ``step`` also have ``parameters`` (the first 64 keys, ``p3``) and
+``clip``, ``backward``, ``zero_grad``, ``step`` also have ``parameters`` (the keys of the first 64) and
 ``parameter_count``. "Unscaled" means divided by the loss scale that the gradient still carries. Norms are 2-norms
 unless a clip says otherwise. A call that raised has ``error``. The kinds:
 

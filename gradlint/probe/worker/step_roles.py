@@ -28,6 +28,7 @@ _NOT_OPTIMIZER = re.compile(
     re.IGNORECASE,
 )
 _MODEL_NAME = re.compile(r"model|net(work)?$|^net|encoder|decoder|generator|discriminator|critic|actor", re.IGNORECASE)
+_COPY = re.compile(r"copy|clone|target|ema|averag|teacher|old|ref|frozen|collect|eval|best|swa", re.IGNORECASE)
 _PLAIN = re.compile(
     r"(^|[._])(loss|losses|epoch|step|batch|data|args?|cfg|config|state|split|device|lr|name|path|params?|x|y)$"
 )
@@ -40,7 +41,7 @@ _FRAMEWORKS = (
 """Objects of frameworks: what their name ends with, and methods that show it."""
 _PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
 _AFFINITY_WORDS = re.compile(
-    r"optimi[sz]ers?|optims?|opts?|solver|loss(es)?|backward|models?|network|nets?|self|module|the|[^a-zA-Z]",
+    r"optimi[sz]ers?|optims?|opts?|solver|loss(es)?|backward|models?|network|nets?|self|module|the|[^a-zA-Z0-9]",
     re.IGNORECASE,
 )
 
@@ -63,6 +64,8 @@ class Roles:
     children: Dict[str, List[str]] = field(default_factory=dict)
     """Submodules whose parameters are taken apart: ``model`` -> [``encoder``, ``head``]."""
     optimizers: List[OptimizerCall] = field(default_factory=list)
+    aliases: Dict[str, str] = field(default_factory=dict)
+    """Models that are another one in a wrapper: ``self.learn_model = wrap(self.model)``."""
     called: FrozenSet[str] = frozenset()
     """Paths that are called."""
     comes_prepared: bool = False
@@ -104,6 +107,7 @@ def infer(trees: Iterable[ast.Module]) -> Roles:
     _fold_children(roles)
     for tree in trees:
         roles.optimizers.extend(_optimizer_calls(tree))
+        roles.aliases.update(_aliases(tree, roles.by_path))
     prepares = any("prepare" in use.methods or "prepare_optimizer" in use.methods for use in uses.values())
     roles.comes_prepared = ACCELERATOR in roles.by_path.values() and not prepares
     return roles
@@ -299,6 +303,20 @@ def _fold_children(roles: Roles) -> None:
             roles.children.setdefault(base, []).append(child)
 
 
+def _aliases(tree: ast.Module, by_path: Dict[str, str]) -> Iterable[Tuple[str, str]]:
+    """``a = wrap(b)`` where both are models, and ``a`` is not a copy by its name."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.value.args):
+            continue
+        source, maker = dotted(node.value.args[0]), dotted(node.value.func) or ""
+        for target in node.targets:
+            path = dotted(target)
+            if not path or not source or path == source or _COPY.search(f"{path} {maker}"):
+                continue
+            if by_path.get(path) == MODEL and by_path.get(source) == MODEL and by_path.get(maker) != MODEL:
+                yield path, source
+
+
 def _optimizer_calls(tree: ast.Module) -> Iterable[OptimizerCall]:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
@@ -345,5 +363,8 @@ def goes_with(optimizer: str, models: Iterable[str]) -> List[str]:
     mark = tag(optimizer)
     if not mark:
         return models
+    same = [m for m in models if tag(m) == mark]
+    if same:
+        return same
     close = [m for m in models if tag(m) and (tag(m).startswith(mark) or mark.startswith(tag(m)))]
     return close or models

@@ -50,7 +50,12 @@ class StandInModel(torch.nn.Module):
         return ghost
 
     def __getitem__(self, index: Any) -> StandInModel:
-        return self
+        if not isinstance(index, str):
+            return self
+        if index not in self._modules:
+            self._modules[index] = StandInModel(f"{self.gl_name}[{index!r}]")
+        part: Any = self._modules[index]
+        return self if part is None else part
 
     def __len__(self) -> int:
         return 1
@@ -132,7 +137,7 @@ class StandIns:
         roles: Roles,
         assumed: Dict[str, Any],
         gate: Gate,
-        watch: Callable[[Sequence[torch.Tensor]], None],
+        watch: Callable[[str, Sequence[torch.Tensor]], None],
     ) -> None:
         self.roles = roles
         self.watch = watch
@@ -143,6 +148,8 @@ class StandIns:
         self.maybe_none: Dict[int, str] = {}
         """Scalers made here: a program may also run without one, so their presence is an unknown guard."""
         self.made: List[Any] = []
+        self.order: List[str] = []
+        """Paths of the stand-ins, models ahead of optimizers, for a run that makes them all at its beginning."""
         self._guesses: List[Tuple[str, torch.optim.Optimizer]] = []
         """Optimizers whose models were guessed: a model that turns up later may be theirs as well."""
 
@@ -151,11 +158,22 @@ class StandIns:
         if isinstance(value, (torch.nn.Module, torch.optim.Optimizer, torch.amp.GradScaler)):
             self.bound[path] = value
 
+    def premake(self, paths: Sequence[str]) -> None:
+        """Make the stand-ins of an earlier run: then a loss reaches what is only stepped with after it."""
+        for path in paths:
+            self.value(path)
+
     def value(self, path: str) -> Any:
         """The object for ``path``, by its role."""
         if path not in self.bound:
             role = self.roles.of(path) or MODEL
-            self.bound[path] = self._make(path, role)
+            origin = self.roles.aliases.get(path)
+            if origin is not None and self.roles.aliases.get(origin) != path:
+                self.bound[path] = self.value(origin)
+            else:
+                self.bound[path] = self._make(path, role)
+            if role == OPTIMIZER:
+                self.order.append(path)
         return self.bound[path]
 
     def _make(self, path: str, role: str) -> Any:
@@ -184,26 +202,40 @@ class StandIns:
         model = StandInModel(path, self.roles.children.get(path, ()))
         self.assumed.setdefault(path, "stand-in model")
         self.made.append(model)
-        self.watch(weights_of(model))
+        self.watch(path, weights_of(model))
         self.bound[path] = model
+        self.order.insert(sum(self.roles.of(p) != OPTIMIZER for p in self.order), path)
+        self._attach(path, model)
         for owner, optimizer in self._guesses:
             if path in goes_with(owner, self.models()):
                 add_weights(optimizer, weights_of(model))
         return model
+
+    def _attach(self, path: str, model: StandInModel) -> None:
+        """``model.net.head`` is a part of the stand-in ``model``."""
+        prefix, _, _ = path.rpartition(".")
+        while prefix:
+            whole = self.bound.get(prefix)
+            if isinstance(whole, StandInModel) and whole is not model:
+                whole._modules.setdefault(path[len(prefix) + 1 :].replace(".", "_"), model)
+                return
+            prefix, _, _ = prefix.rpartition(".")
 
     def layer(self, name: str) -> StandInModel:
         """A part of a model of the program's own."""
         model = StandInModel(name)
         self.assumed.setdefault(name, "stand-in layer")
         self.made.append(model)
-        self.watch(weights_of(model))
+        self.watch(f"layer {len(self.made)} {name}", weights_of(model))
         return model
 
-    def optimizer(self, path: str, module: Optional[torch.nn.Module] = None) -> torch.optim.Optimizer:
-        """An optimizer over the models that belong to ``path``: as the text constructs it, else SGD."""
+    def optimizer(self, path: str, given: Sequence[torch.Tensor] = ()) -> torch.optim.Optimizer:
+        """An optimizer over ``given``, or the models that belong to ``path``: as the text constructs it, else SGD."""
         call = self._constructor(path)
-        models = [module] if module is not None else self._models_for(path, call)
-        parameters = unique([p for m in models for p in weights_of(m) if p.requires_grad])
+        parameters = unique([p for p in given if p.requires_grad])
+        if not parameters:
+            models = self._models_for(path, call)
+            parameters = unique([p for m in models for p in weights_of(m) if p.requires_grad])
         parameters = parameters or list(self.model(f"{path}.model").parameters())
         kind = getattr(torch.optim, call.name, None) if call is not None else None
         if kind is not None and call is not None:
@@ -215,7 +247,7 @@ class StandIns:
             made = torch.optim.SGD(parameters, lr=DEFAULT_LR)
             self.assumed.setdefault(path, f"SGD(lr={DEFAULT_LR})")
         self.made.append(made)
-        if module is None and (call is None or not call.models):
+        if not given and (call is None or not call.models):
             self._guesses.append((path, made))
         return made
 
@@ -259,6 +291,9 @@ class StandIns:
                     found = many.values() if key == "0]" else [many.at(bracket + key)]
             elif role == MODEL and other.endswith("[]"):
                 found = [self.value(other[:-2] + bracket + key)]
+            elif role == MODEL and "[" not in other and other + bracket + key in self.roles.called:
+                whole = self.value(other)
+                found = [whole[key[1:-2]]] if isinstance(whole, StandInModel) and key[:1] == "'" else []
             if found and all(isinstance(f, torch.nn.Module) for f in found):
                 return found
         return []
@@ -283,10 +318,12 @@ class StandIns:
         return [models[p] for p in goes_with(path, models)]
 
     def loss(self, name: str = "") -> torch.Tensor:
-        """A loss of which only the name is known: it depends on the models that go with the name."""
+        """A loss of which only the name is known: of what is trained, it depends on what goes with the name."""
+        optimizers = {p: o for p, o in self.bound.items() if isinstance(o, torch.optim.Optimizer)}
         models = self.models()
-        chosen = [models[p] for p in goes_with(name, models)]
-        parameters = unique([p for m in chosen for p in weights_of(m) if p.requires_grad])
+        held = [p for path in goes_with(name, optimizers) for g in optimizers[path].param_groups for p in g["params"]]
+        owned = [p for path in goes_with(name, models) for p in weights_of(models[path])]
+        parameters = unique([p for p in held or owned if p.requires_grad])
         if not parameters:
             parameters = list(self.model("model").parameters())
         total = scalar_of(parameters[0])

@@ -57,7 +57,7 @@ class RunWorld(World):
         self.roles = roles
         self.flow = flow
         self.assumed = assumed
-        self.standins = StandIns(roles, assumed, self.gate, recorder.grads.know)
+        self.standins = StandIns(roles, assumed, self.gate, recorder.grads.know_as)
         self.answers: Dict[str, bool] = {}
         self.flippable: Dict[str, bool] = {}
         """Relevant guards in the order in which they were first asked, with their answer."""
@@ -65,6 +65,7 @@ class RunWorld(World):
         self._assigned = dict(assigned)
         self._values = {name[5:] if name.startswith("self.") else name: _literal(v) for name, v in values.items()}
         self._hidden: Dict[int, Any] = {}
+        self._early = -1
         self.forced: Optional[Set[Place]] = None
         """Set where known guards, too, are answered towards the calls of interest; but not those in it."""
         self.passed: Set[Place] = set()
@@ -108,7 +109,7 @@ class RunWorld(World):
     def slimmed(self, model: StandInModel) -> None:
         """A class of the program made a stand-in, since its own model is too slow."""
         self.standins.made.append(model)
-        self.recorder.grads.know(weights_of(model))
+        self.recorder.grads.know_as(f"class {len(self.standins.made)}", weights_of(model))
         self.assumed[model.gl_name] = "stand-in model"
 
     def asked(self, value: Any) -> bool:
@@ -239,6 +240,9 @@ class RunWorld(World):
             if _fits(found, self.roles.of(path)):
                 self.standins.bound[path] = found
                 return found
+        weights = ghost.gl_cell.get("weights")
+        if weights and path not in self.standins.bound and self.roles.of(path) == OPTIMIZER:
+            self.standins.bound[path] = self.standins.optimizer(path, weights)
         value = self.standins.value(path)
         ghost.gl_cell.setdefault("is", value)
         return value
@@ -286,7 +290,7 @@ class RunWorld(World):
 
     def _engine_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
         if id(module) not in self._hidden:
-            self._hidden[id(module)] = self.standins.optimizer("engine", module)
+            self._hidden[id(module)] = self.standins.optimizer("engine", weights_of(module))
         optimizer: torch.optim.Optimizer = self._hidden[id(module)]
         return optimizer
 
@@ -310,21 +314,36 @@ class RunWorld(World):
         """A recorded backward of whatever carries the gradient; of a stand-in loss where nothing does."""
         parts = gradients_in(loss) if loss is not None else []
         if isinstance(loss, torch.Tensor) and not parts:
-            raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
-        if not isinstance(loss, torch.Tensor):
-            ids = {id(p) for p in self.recorder.grads.known}
+            parts = [self.stand_in_loss()]
+        elif not isinstance(loss, torch.Tensor):
+            grads = self.recorder.grads
+            ids = grads.trained or {id(p) for p in grads.known}
             if not any(_reaches(part, ids) for part in parts):
-                # the expression that yields the loss is all a stand-in may replace: it reaches what is trained
-                self.assumed.setdefault("loss", "stand-in loss")
-                name = loss.gl_name if isinstance(loss, Ghost) else ""
-                parts.append(self.standins.loss(name))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        total = total / divisor if divisor != 1 else total
-        if scaler is not None:
-            total = scaler.scale(total)
+                parts.append(self.stand_in_loss(loss.gl_name if isinstance(loss, Ghost) else ""))
+        with torch.enable_grad():
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            total = total / divisor if divisor != 1 else total
+            if scaler is not None:
+                total = scaler.scale(total)
         total.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+
+    @property
+    def late(self) -> bool:
+        """Whether a stand-in was made after the first backward, which could not reach it."""
+        return 0 <= self._early < len(self.standins.order)
+
+    def first_backward(self) -> None:
+        """A backward begins."""
+        if self._early < 0:
+            self._early = len(self.standins.order)
+
+    def stand_in_loss(self, name: str = "") -> torch.Tensor:
+        """The expression that yields the loss is all a stand-in may replace: it reaches what is trained."""
+        self.assumed.setdefault("loss", "stand-in loss")
+        with torch.enable_grad():
+            return self.standins.loss(name)
 
     def backward(self, tensor: torch.Tensor) -> None:
         """``loss.backward()`` of a ghost."""
