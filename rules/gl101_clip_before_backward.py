@@ -88,6 +88,8 @@ class _Course:
     """The steps that such a backward reaches."""
     cleared: bool
     """Whether the gradients the clip saw are cleared ahead of the backward, on every path."""
+    more: tuple[Event, ...] = ()
+    """Further backward calls ahead of the step."""
 
 
 def check(facts: FileFacts) -> Iterable[Candidate]:
@@ -195,7 +197,7 @@ def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | 
 
     start = {target: frozenset({"clipped"}) for target in turn.graph.successors[index]}
     before = follow(turn.graph, start, transfer)
-    backward, stepped = [], []
+    backward, more, stepped = [], [], []
     cleared = True
     for node, states in sorted(before.items()):
         event = turn.graph.nodes[node].event
@@ -209,11 +211,13 @@ def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | 
             if waiting:
                 return None
             stepped.append(event)
+        elif event.kind == "backward":
+            more.append(event)
         elif _spoils(clip, event, waiting):
             return None
     if not backward or not stepped or ("doubtful" in _union(before.values()) and not cleared):
         return None
-    return _Course(tuple(backward), tuple(stepped), cleared)
+    return _Course(tuple(backward), tuple(stepped), cleared, tuple(more))
 
 
 def _spoils(clip: Event, event: Event, waiting: bool) -> bool:
@@ -264,16 +268,17 @@ def _candidate(
 
 def _remedy(steps: StepFacts, region: Region, clip: Event, course: _Course) -> tuple[SourceEdit | None, str]:
     """The clip, or the call of the helper that does nothing but clip, moved to after the backward; in which file."""
-    depth = depth_of_events([clip, *course.backward])
+    backward = (*course.backward, *course.more)
+    depth = depth_of_events([clip, *backward])
     path = clip.frames[depth].path
     helper = clip.frames[: depth + 2]
     through = len(clip.frames) > depth + 1
     if through and any(e != clip for _, e in region.events if _reached(e, helper)):
         return None, ""
-    after = [place_in(event, depth) for event in course.backward]
+    after = [place_in(event, depth) for event in backward]
     inside = [event for event in course.steps if event.frames[: depth + 1] == clip.frames[: depth + 1]]
     before = [place_in(event, depth) for event in inside]
-    scaled = any(event.scaler for event in (*course.backward, *course.steps))
+    scaled = any(event.scaler for event in (*backward, *course.steps))
     if scaled and len(inside) < len(course.steps):
         return None, ""
     edit = move_after(steps.text(path), place_in(clip, depth), after, before, scaled)

@@ -161,7 +161,7 @@ def _remedy(
         # in a closure that the step runs
         return move_clearing(steps.text(clear.path), clear.value or clear.location, [e.location for e in near], ())
     placed = in_one_function([clear, step, *near], clear.path)
-    if placed is None:
+    if placed is None or (accumulating and step.frames != clear.frames):
         return None
     what = clear.value if clear.value is not None and placed[0] == clear.location else placed[0]
     return move_clearing(steps.text(clear.path), what, placed[2:], [placed[1]], accumulate=accumulating)

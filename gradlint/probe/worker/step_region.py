@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import types
-from typing import Any, Dict, List, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
 from ghost import MISSING, UNKNOWN_DEVICE, Ghost, combine
@@ -17,6 +17,7 @@ from ghost_modules import attribute_of
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules
+from step_nodes import dotted
 from step_record import MAX_GATHERING, MAX_STEPS, Loop, Stop
 from step_roles import MODEL
 from step_same import seed
@@ -232,6 +233,7 @@ class _Arguments:
         """Names that the function takes out of its ``**kwargs``, with the paths they have there."""
         if args.kwarg is not None:
             self.kwargs = {name: f"{args.kwarg.arg}[{name!r}]" for name in _taken_from(node, args.kwarg.arg)}
+            self.kwargs.update(_stored(node, args.kwarg.arg, [*world.roles.by_path, *world.roles.called]))
         self.values: Dict[str, Any] = {}
 
     def at(self, number: int) -> Dict[str, Any]:
@@ -283,6 +285,19 @@ def _taken_from(node: Definition, kwargs: str) -> List[str]:
         if isinstance(holder, ast.Name) and holder.id == kwargs and isinstance(name, str) and name.isidentifier():
             found[name] = None
     return list(found)
+
+
+def _stored(node: Definition, kwargs: str, paths: Sequence[str]) -> Dict[str, str]:
+    """The keys in ``self.nets["key"]`` after ``self.nets = kwargs``, with their paths."""
+    found: Dict[str, str] = {}
+    for child in ast.walk(node):
+        if not (isinstance(child, ast.Assign) and isinstance(child.value, ast.Name) and child.value.id == kwargs):
+            continue
+        for target in child.targets:
+            start = f"{dotted(target)}['"
+            names = [p[len(start) : -2] for p in paths if p.startswith(start) and p.endswith("']")]
+            found.update({name: f"{start}{name}']" for name in names if name.isidentifier()})
+    return found
 
 
 _USE_DEFAULT = object()

@@ -39,6 +39,7 @@ _FRAMEWORKS = (
     (FABRIC, "backward setup clip_gradients setup_module setup_optimizers no_backward_sync setup_dataloaders"),
 )
 """Objects of frameworks: what their name ends with, and methods that show it."""
+_STEPS_OTHERWISE = frozenset({"first_step", "second_step", "step_and_update_lr", "clip_master_grads"})
 _PARAMETER_METHODS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children"})
 _AFFINITY_WORDS = re.compile(
     r"optimi[sz]ers?|optims?|opts?|solver|loss(es)?|backward|models?|network|nets?|self|module|the|[^a-zA-Z0-9]",
@@ -179,6 +180,8 @@ def _role(path: str, use: _Use) -> Optional[str]:
     if _is_scaler(path, use):
         return SCALER
     if use.holds_optimizer:
+        return OPTIMIZER
+    if use.methods & _STEPS_OTHERWISE:
         return OPTIMIZER
     steps, clears = "step" in use.methods, "zero_grad" in use.methods
     named = bool(OPTIMIZER_NAME.search(last))

@@ -18,6 +18,7 @@ def install() -> None:
 
     def scale(self: Any, outputs: Any) -> Any:
         if type(outputs) is Ghost:
+            real["scale"](self, torch.zeros(()))  # the scaler has to know that it was asked
             result: Any = outputs
         elif isinstance(outputs, GhostTensor):
             result = GhostTensor(outputs.gl_name, real["scale"](self, outputs.gl_value))

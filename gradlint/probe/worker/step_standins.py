@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from ghost import Gate, Ghost, combine, scalar_of, short, weights_of
 from step_accelerate import Accelerator
 from step_fabric import Fabric
-from step_roles import ACCELERATOR, FABRIC, MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with
+from step_roles import ACCELERATOR, FABRIC, MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with, tag
 from step_wrapped import WrappedOptimizer
 
 WIDTH = 4
@@ -207,7 +207,7 @@ class StandIns:
         self.order.insert(sum(self.roles.of(p) != OPTIMIZER for p in self.order), path)
         self._attach(path, model)
         for owner, optimizer in self._guesses:
-            if path in goes_with(owner, self.models()):
+            if path in self._close(owner, self.models()):
                 add_weights(optimizer, weights_of(model))
         return model
 
@@ -315,7 +315,21 @@ class StandIns:
             chosen = chosen or [m for p in call.models for m in [self.value(p)] if isinstance(m, torch.nn.Module)]
             if chosen:
                 return chosen
-        return [models[p] for p in goes_with(path, models)]
+        return [models[p] for p in self._close(path, models)]
+
+    def _close(self, path: str, models: Iterable[str]) -> List[str]:
+        """The models that an optimizer goes with: its owner, or those of its name that are no other's."""
+        models = list(models)
+        owner = path.rpartition(".")[0]
+        if owner in models:
+            return [owner]
+        chosen = goes_with(path, models)
+        if tag(path):
+            return chosen
+        others = [o for o, role in self.roles.by_path.items() if role == OPTIMIZER and o != path]
+        claimed = {m for o in others for m in models if o.rpartition(".")[0] == m}
+        claimed |= {m for o in others if tag(o) for m in goes_with(o, models) if tag(m) and tag(m)[:1] == tag(o)[:1]}
+        return [m for m in chosen if m not in claimed] or chosen
 
     def loss(self, name: str = "") -> torch.Tensor:
         """A loss of which only the name is known: of what is trained, it depends on what goes with the name."""

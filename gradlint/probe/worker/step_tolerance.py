@@ -299,6 +299,7 @@ def _harmless() -> None:
     library.save = _nothing
     library.load = lambda *_, **__: Ghost("torch.load()")
     library.jit.script = library.jit.trace = _identity
+    library.quantization.quantize_dynamic = library.ao.quantization.quantize_dynamic = _identity
     library.autograd.set_detect_anomaly = lambda *_, **__: Ghost("anomaly")
     library.nn.parallel.DistributedDataParallel = _Wrapped
     library.nn.parallel.DataParallel = library.nn.DataParallel = _Wrapped

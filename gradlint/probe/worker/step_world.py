@@ -20,7 +20,9 @@ from step_standins import StandInModel, StandIns
 
 _FALSE_NAMES = re.compile(r"isnan|isinf|overflow|found_inf|early_stop|should_stop|\.done$", re.IGNORECASE)
 _TRUE_NAMES = re.compile(r"isfinite")
-_OFF_NAMES = re.compile(r"resume|eval_only|evaluate|debug|dry_run|sanity|profil|test_only|distributed", re.IGNORECASE)
+_OFF_NAMES = re.compile(
+    r"resume|eval_only|evaluate|debug|dry_run|sanity|profil|quantiz|test_only|distributed", re.IGNORECASE
+)
 _TELLING = re.compile(r"clip|norm|grad|thresh|lr$|accum|scale", re.IGNORECASE)
 """Unknown numbers worth listing among the assumptions."""
 _COUNT_NAMES = re.compile(
