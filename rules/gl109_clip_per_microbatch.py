@@ -76,7 +76,6 @@ from gradlint.facts.steps_report import candidate, in_one_function, own_events, 
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
-
 MICRO_BATCHES = 4
 """Run with so many micro-batches to a step where the program leaves their number open (FAULTS O9)."""
 

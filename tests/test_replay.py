@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from tests.step_programs import PROGRAMS, StepProgram
+from tests.step_programs_scripts import SCRIPTS
+from tests.step_programs_trainers import TRAINERS
+from tests.step_programs_wrapped import WRAPPED
 
+ALL = [*PROGRAMS, *WRAPPED, *TRAINERS, *SCRIPTS]
 WORKER = Path(__file__).resolve().parents[1] / "gradlint" / "probe" / "worker"
 TOLERANCE = 1.01
 
@@ -113,7 +117,7 @@ def of_kind(path: Mapping[str, Any], kind: str) -> list[Event]:
     return [e for e in path["events"] if e["kind"] == kind]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.parametrize("program", ALL, ids=lambda p: p.name)
 def test_a_clip_in_the_wrong_place_lets_the_norm_through(replay: Replay, program: StepProgram) -> None:
     source, lines = program.variant("W")
     answer = replay.run(source, program.region, lines, values=dict(program.values))
@@ -123,7 +127,7 @@ def test_a_clip_in_the_wrong_place_lets_the_norm_through(replay: Replay, program
     assert answer["kind"] == program.kind
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.parametrize("program", ALL, ids=lambda p: p.name)
 def test_a_clip_in_the_right_place_holds_on_every_path(replay: Replay, program: StepProgram) -> None:
     source, lines = program.variant("R")
     answer = replay.run(source, program.region, lines, values=dict(program.values))

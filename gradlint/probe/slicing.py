@@ -133,7 +133,8 @@ def slice_step(index: ProjectIndex, path: str, region: str, also: Sequence[str] 
 
     Of a function: it (a method: its class), what it calls, and the module-level statements that feed the names it
     uses, those of an ``if __name__ == "__main__"`` block included where nothing else binds a name. Of a module: all
-    statements but unused definitions and imports, and calls for their effect outside (printing, plotting, files). ``also``: other functions and methods to keep.
+    statements but unused definitions and imports, and calls for their effect outside (printing, plotting, files).
+    ``also``: other functions and methods to keep.
     """
     file = index.parse(path)
     if file is None:
