@@ -6,7 +6,8 @@ from types import ModuleType
 from typing import Any, List, Tuple
 
 import torch
-from ghost import MISSING, UNKNOWN_DEVICE, Ghost, world
+from ghost import UNKNOWN_DEVICE, Ghost
+from ghost_world import MISSING, world
 
 
 class GhostModule(ModuleType):

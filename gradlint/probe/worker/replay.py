@@ -29,7 +29,7 @@ import warnings
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import cpu_standins
-import ghost
+import ghost_world
 import integrity
 import step_accumulation
 import step_layers
@@ -40,6 +40,8 @@ import step_scaling
 import step_slim
 import step_tolerance
 import torch
+from ghost import Ghost
+from ghost_math import weights_of
 from modules import filename_of
 from probe_errors import ProbeError
 from step_clock import TooSlow, alarm
@@ -197,7 +199,7 @@ class Program:
         step_tolerance.start()
         step_optim.start()
         watched = integrity.take(integrity.TORCH)
-        ghost.enter(world)
+        ghost_world.enter(world)
         error: Optional[str] = None
         names = Helpers(world).names()
         names["_gl_accumulated"] = step_accumulation.at_least(self.accumulation, self.assumed)
@@ -215,7 +217,7 @@ class Program:
         finally:
             step_slim.stop()
             step_patch.Hooks.recorder = None
-            ghost.enter(ghost.World())
+            ghost_world.enter(ghost_world.World())
         watched.verify()
         if recorder.unknown_inputs:
             self.assumed.setdefault("inputs", "unknown data")
@@ -276,7 +278,7 @@ def _is_child(roles: Roles, path: str) -> bool:
 
 def _kind(recorder: Recorder, world: RunWorld) -> str:
     """``replica`` where the program ran on parameters and a loss of its own, else ``replay``."""
-    made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in ghost.weights_of(m)}
+    made = {id(p) for m in world.standins.made if isinstance(m, torch.nn.Module) for p in weights_of(m)}
     if "loss" in world.assumed or any(id(p) in made for p in recorder.grads.touched.values()):
         return "replay"
     return "replica"
@@ -316,6 +318,6 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, ghost.Ghost):
+    if isinstance(value, Ghost):
         return value.gl_name
     return value

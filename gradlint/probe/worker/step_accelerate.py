@@ -11,7 +11,8 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
-from ghost import Ghost, world
+from ghost import Ghost
+from ghost_world import world
 from step_wrapped import WrappedOptimizer, unwrapped
 
 _TRUE = frozenset({"is_main_process", "is_local_main_process", "is_last_process"})

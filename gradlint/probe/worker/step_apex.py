@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
-from ghost import Ghost, GhostTensor, binary
+from ghost import Ghost, GhostTensor
+from ghost_math import binary
 from step_patch import Hooks, own_parameters
 
 SCALE = 2.0**16

@@ -12,7 +12,8 @@ import types
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from ghost import Ghost, GhostTensor, combine, gradients_in, weights_of, words
+from ghost import Ghost, GhostTensor, words
+from ghost_math import combine, gradients_in, weights_of
 from step_consume import Watched
 from step_fabric import Toggled, clip_optimizer
 from step_wrapped import WrappedOptimizer, optimizers_in

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from ghost import Ghost, weights_of, world
+from ghost import Ghost
+from ghost_math import weights_of
+from ghost_world import world
 from step_optim import ASSUMED_LR
 from step_patch import parameter_list
 from step_wrapped import WrappedOptimizer

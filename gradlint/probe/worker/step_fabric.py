@@ -10,7 +10,9 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
-from ghost import Ghost, weights_of, world
+from ghost import Ghost
+from ghost_math import weights_of
+from ghost_world import world
 from step_patch import own_parameters
 from step_wrapped import WrappedOptimizer, unwrapped
 

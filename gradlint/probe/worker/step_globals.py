@@ -8,7 +8,8 @@ import re
 import types
 from typing import Any, Dict, FrozenSet, List, Sequence, Set, Tuple, Union
 
-from ghost import MISSING, UNKNOWN_DEVICE, Ghost
+from ghost import UNKNOWN_DEVICE, Ghost
+from ghost_world import MISSING
 from step_roles import MODEL
 from step_world import RunWorld
 

@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from ghost import ASSUMED_LENGTH, Ghost, GhostTensor, combine, cotangent, is_instance
+from ghost import ASSUMED_LENGTH, Ghost, GhostTensor
+from ghost_math import combine, cotangent, is_instance
 from step_consume import watch
 from step_loops import limited, rounds
 from step_record import Loop

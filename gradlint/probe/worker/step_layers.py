@@ -7,7 +7,8 @@ import inspect
 from typing import Any, Dict, Tuple
 
 import torch
-from ghost import Ghost, world
+from ghost import Ghost
+from ghost_world import world
 
 UNKNOWN_SIZE = 1
 """Every size that is not known: sizes that are equal fit each other."""

@@ -7,7 +7,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import step_remedy
 import torch
-from ghost import Ghost, GhostTensor, holds_ghost
+from ghost import Ghost, GhostTensor
+from ghost_math import holds_ghost
 from step_grads import norm
 from step_patch import Hooks, describe, own_parameters
 from step_record import DELTA_LIMIT, Event, Recorder

@@ -13,7 +13,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import step_remedy
 import torch
-from ghost import Ghost, GhostTensor, gradients_in, weights_of, world
+from ghost import Ghost, GhostTensor
+from ghost_math import gradients_in, weights_of
+from ghost_world import world
 from step_grads import norm
 from step_record import KEYS_SHOWN, Event, Recorder
 from torch.optim import Optimizer

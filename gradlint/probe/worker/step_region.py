@@ -12,8 +12,10 @@ import types
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
-from ghost import MISSING, UNKNOWN_DEVICE, Ghost, combine
+from ghost import UNKNOWN_DEVICE, Ghost
+from ghost_math import combine
 from ghost_modules import attribute_of
+from ghost_world import MISSING
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules

@@ -6,7 +6,9 @@ import zlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from ghost import Gate, Ghost, combine, scalar_of, short, weights_of
+from ghost import Ghost, short
+from ghost_math import combine, scalar_of, weights_of
+from ghost_world import Gate
 from step_accelerate import Accelerator
 from step_fabric import Fabric
 from step_roles import ACCELERATOR, FABRIC, MANY, MODEL, OPTIMIZER, SCALER, OptimizerCall, Roles, goes_with, tag

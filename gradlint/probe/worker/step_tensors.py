@@ -9,7 +9,8 @@ import types
 from typing import Any, Callable
 
 import torch
-from ghost import Ghost, combine, gradients_in, holds_ghost
+from ghost import Ghost
+from ghost_math import combine, gradients_in, holds_ghost
 from step_layers import UNKNOWN_SIZE
 from step_patch import Hooks, parameter_list
 

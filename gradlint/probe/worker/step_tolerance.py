@@ -14,8 +14,10 @@ from typing import Any, Callable, List, Sequence, Tuple
 import step_tensors
 import torch
 import torch.multiprocessing
-from ghost import Ghost, combine, gradients_in, holds_ghost, is_tensor, weights_of, words, world
+from ghost import Ghost, words
+from ghost_math import combine, gradients_in, holds_ghost, is_tensor, weights_of
 from ghost_modules import GhostModule, attribute_of
+from ghost_world import world
 from step_consume import Watched
 from step_optim import ASSUMED_LR
 from step_patch import Hooks, consuming, parameter_list

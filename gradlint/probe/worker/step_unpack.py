@@ -7,7 +7,8 @@ import types
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
-from ghost import ASSUMED_LENGTH, Ghost, holds_ghost
+from ghost import ASSUMED_LENGTH, Ghost
+from ghost_math import holds_ghost
 
 _LAZY = (map, filter, zip, enumerate, reversed, types.GeneratorType)
 MAX_TAKEN = 64

@@ -10,8 +10,10 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import step_calls
 import torch
-from ghost import MISSING, Ghost, GhostTensor, World, gradients_in, weights_of
+from ghost import Ghost, GhostTensor
+from ghost_math import gradients_in, weights_of
 from ghost_modules import base_for
+from ghost_world import MISSING, World
 from step_flow import Flow, Place
 from step_record import Recorder
 from step_roles import MODEL, OPTIMIZER, OPTIMIZER_NAME, SCALER, Roles
