@@ -1,4 +1,4 @@
-"""``--fix --unsafe-fixes`` over every wrong program: what it leaves parses, is clean, and is left alone by a second run."""
+"""``--fix --unsafe-fixes`` over every wrong program: what it leaves parses, is clean, and a second run keeps it."""
 
 from __future__ import annotations
 
