@@ -59,6 +59,8 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     """The step that finds nothing, since ``clear`` comes between every backward of the iteration and it."""
     stepped = [(k, e) for k, e in turn.events("step") if clears(steps, clear, e, _alone(turn)) is True]
     for node, step in stepped:
+        if not _reaches(turn.graph, index, node):
+            continue
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
         # a loop over several optimizers comes back to the call that was just made
@@ -68,7 +70,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
         if any(given < k < node for k, _ in turn.events("read")):
             continue  # the gradients were used for something else
         ahead = ahead - ({"dropped", "consumed", "spent"} if _inner(turn, index) else set())
-        if ahead and ahead <= WAITING and _reaches(turn.graph, index, node):
+        if ahead and ahead <= WAITING:
             return step
     return None
 

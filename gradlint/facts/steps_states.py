@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
@@ -52,31 +52,37 @@ def follow(
     tracked = _tracked(graph)
     names = {guard.key: guard.names for node in graph.nodes for guard in node.guards}
 
-    def step(
-        node: Node[Event], states: frozenset[tuple[S, frozenset[tuple[str, bool]]]]
-    ) -> frozenset[tuple[S, frozenset[tuple[str, bool]]]] | None:
-        after = set()
-        for state, known in states:
-            new = transfer(node, state)
-            if new is None:
-                continue
-            if node.label == "assume":
-                told = {(guard.key, guard.truth) for guard in node.guards if guard.key in tracked}
-                if any((key, not truth) in known for key, truth in told):
-                    continue
-                known = known | told
-            elif node.label == "bind":
-                known = frozenset((key, truth) for key, truth in known if not names[key] & node.bound)
-            elif node.label == "turn":
-                bound = graph.bound[node.loops[-1]]
-                known = frozenset((key, truth) for key, truth in known if not names[key] & bound)
-            after.add((new, known))
-        return frozenset(after) or None
+    before: dict[int, set[tuple[S, frozenset[tuple[str, bool]]]]] = {}
+    work: deque[tuple[int, S, frozenset[tuple[str, bool]]]] = deque()
 
-    begin = {
-        index: frozenset((state, frozenset[tuple[str, bool]]()) for state in found) for index, found in start.items()
-    }
-    before = solve(graph, begin, step, frozenset.union)
+    def reach(index: int, state: S, known: frozenset[tuple[str, bool]]) -> None:
+        found = before.setdefault(index, set())
+        if (state, known) not in found:
+            found.add((state, known))
+            work.append((index, state, known))
+
+    for index, states in start.items():
+        for state in states:
+            reach(index, state, frozenset())
+    # Each state goes through each node once: what a set of states becomes is the union of what its states become.
+    while work:
+        index, state, known = work.popleft()
+        node = graph.nodes[index]
+        after = transfer(node, state)
+        if after is None:
+            continue
+        if node.label == "assume":
+            told = {(guard.key, guard.truth) for guard in node.guards if guard.key in tracked}
+            if any((key, not truth) in known for key, truth in told):
+                continue
+            known = known | told
+        elif node.label == "bind":
+            known = frozenset((key, truth) for key, truth in known if not names[key] & node.bound)
+        elif node.label == "turn":
+            bound = graph.bound[node.loops[-1]]
+            known = frozenset((key, truth) for key, truth in known if not names[key] & bound)
+        for target in graph.successors[index]:
+            reach(target, after, known)
     return {index: frozenset(state for state, _ in found) for index, found in before.items()}
 
 

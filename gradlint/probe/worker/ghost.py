@@ -342,6 +342,28 @@ class GhostIterator:
         return Ghost(self.source.gl_name + _ITEM, owner=self.source)
 
 
+class GhostRange:
+    """``range`` with an unknown end: as long as a ghost's items."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __len__(self) -> int:
+        return ASSUMED_LENGTH
+
+    def __iter__(self) -> Iterator[int]:
+        for number, _ in enumerate(Ghost("range()")):
+            yield self.start + number
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Ghost(f"range().{name}")
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(range(self.start, self.start + ASSUMED_LENGTH))
+
+
 def _unpack_width(frame: FrameType) -> Optional[int]:
     """How many values the caller unpacks (``a, b = ghost``), from the instruction it is at."""
     code, at = frame.f_code.co_code, frame.f_lasti

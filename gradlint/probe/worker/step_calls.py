@@ -37,6 +37,8 @@ _WRAPPERS = words(
 )
 _SHARDING = words("FSDP FullyShardedDataParallel fully_shard")
 _WRAPS_OPTIMIZER = re.compile(r"^(?!.*(Sched|LR|Warm))([A-Z]\w*)?(Optim|Opt$|LAR[CS]|Lookahead|SWA|PCGrad|SAM)")
+_GOES_BACK = re.compile(r"^_?(compute_)?back(ward|prop)(_|$)|_backward$|^back_helper$")
+"""Functions that are not in the slice, and by their name run a backward pass."""
 _MODULE_FILE = torch.nn.Module.parameters.__code__.co_filename
 _SELF = words("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous")
 _MODULE_METHODS = words("parameters named_parameters modules named_modules children state_dict")
@@ -50,6 +52,8 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         result = handler(world, ghost, args, kwargs)
         if result is not NotImplemented:
             return result
+    if _GOES_BACK.search(last):
+        return _backward(world, ghost, args, kwargs)
     if "scaler" in last.lower() and _is_step_of_all(args, kwargs):
         return _callable_scaler(world, ghost, args, kwargs)
     if _decorates(args, kwargs):

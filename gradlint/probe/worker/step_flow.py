@@ -17,8 +17,9 @@ from step_roles import OPTIMIZER_NAME
 
 EVENTS = words(
     "backward manual_backward step zero_grad unscale_ clip_grad_norm_ clip_grad_norm clip_grad_value_ "
-    "clip_gradients clip_grads_with_norm_ clip_grad"
+    "clip_gradients clip_grads_with_norm_ clip_grad second_step step_and_update_lr"
 )
+_STEPS = words("step second_step step_and_update_lr")
 _DERIVATIVES = ("torch.autograd.grad", "autograd.grad")
 _JUMPS = (ast.Return, ast.Continue, ast.Break, ast.Raise)
 _QUIET = re.compile(r"sched|^lr|_lr|prof|ema|env|metric|bar|writer|meter", re.IGNORECASE)
@@ -38,6 +39,10 @@ class Flow:
     """Names of functions that hold a loop round events."""
     training: Set[Place] = field(default_factory=set)
     """Loops that hold a training event."""
+    stepping: Set[Place] = field(default_factory=set)
+    """Loops that hold an optimizer step."""
+    steps: bool = False
+    """Whether there is an optimizer step at all."""
     backprop: Set[str] = field(default_factory=set)
     """Names of functions that hold a backward pass, or call one that does."""
     eventful: Set[str] = field(default_factory=set)
@@ -62,11 +67,14 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
     hot = _callers(definitions, holders, calls)
     flow.eventful = _callers(definitions, {n.name for _, n in definitions if calls.events(n)}, calls)
     flow.backprop = _callers(definitions, {n.name for _, n in definitions if calls.backward(n)}, calls)
+    flow.steps = any(calls.steps(tree) for tree in trees.values())
+    steppers = _callers(definitions, {n.name for _, n in definitions if calls.steps(n)}, calls)
     if not any(calls.backward(tree) for tree in trees.values()):
         calls.hidden = True
         flow.backprop = flow.eventful
     for name, tree in trees.items():
         reader = _Reader(name, wanted if name == entry else set(), hot, flow, calls)
+        reader.steppers = steppers
         reader.block(tree.body, [])
         reader.scalers(tree)
     return flow
@@ -92,6 +100,7 @@ class _Called:
     names: FrozenSet[str]
     event: bool
     backward: bool
+    step: bool
 
 
 class _Calls:
@@ -115,20 +124,25 @@ class _Calls:
         called = self._read(node)
         return called.event if self.hidden else called.backward
 
+    def steps(self, node: ast.AST) -> bool:
+        """Whether ``node`` holds an optimizer step."""
+        return self._read(node).step
+
     def _read(self, node: ast.AST) -> _Called:
         if node in self._kept:
             return self._kept[node]
         names: Set[str] = set()
-        event, backward = is_event_call(node), False
+        event, backward, step = is_event_call(node), False, False
         if isinstance(node, ast.Call):
             names.add(_called_name(node))
             names.update(a.id for a in node.args if isinstance(a, ast.Name))
+            step = event and _last_name(node) in _STEPS
             backward = _last_name(node) in ("backward", "manual_backward") or dotted(node.func) in _DERIVATIVES
         for child in ast.iter_child_nodes(node):
             inner = self._read(child)
             names |= inner.names
-            event, backward = event or inner.event, backward or inner.backward
-        result = _Called(frozenset(names - {""}), event, backward)
+            event, backward, step = event or inner.event, backward or inner.backward, step or inner.step
+        result = _Called(frozenset(names - {""}), event, backward, step)
         if isinstance(node, ast.stmt):
             self._kept[node] = result
         return result
@@ -171,6 +185,8 @@ class _Reader:
 
     def __init__(self, module: str, lines: Set[int], hot: Set[str], flow: Flow, calls: _Calls) -> None:
         self.calls = calls
+        self.steppers: Set[str] = set()
+        """Names of functions that step, or call one that does."""
         self.module = module
         self.lines = lines
         self.hot = hot
@@ -193,6 +209,8 @@ class _Reader:
         for number, node in enumerate(statements):
             if isinstance(node, (ast.For, ast.AsyncFor, ast.While)) and self._trains(node.body):
                 self.flow.training.add((self.module, node.lineno))
+                if any(self.calls.steps(n) or bool(self.calls.names(n) & self.steppers) for n in node.body):
+                    self.flow.stepping.add((self.module, node.lineno))
             rest = [statements[number + 1 :], *after]
             if isinstance(node, ast.If):
                 self._guard(node, node.body, node.orelse, rest)

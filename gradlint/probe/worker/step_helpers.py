@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from ghost import ASSUMED_LENGTH, Ghost, GhostTensor
+from ghost import Ghost, GhostRange, GhostTensor
 from ghost_math import combine, cotangent, is_instance
 from step_consume import watch
 from step_loops import limited, rounds
@@ -85,7 +85,10 @@ class Helpers:
 
     def _loop(self, items: Any, line: int) -> Iterator[Any]:
         module = self._module_of(sys._getframe(1))
-        return limited(self.recorder, items, module, line, self._same(module, line))
+        flow, place = self.world.flow, (module, line)
+        brief = flow.steps and place not in flow.stepping
+        forced = self.world.forced is not None and place in flow.training
+        return limited(self.recorder, items, module, line, self._same(module, line), brief, forced)
 
     def _while(self, line: int) -> Iterator[Loop]:
         module = self._module_of(sys._getframe(1))
@@ -184,30 +187,8 @@ class Helpers:
             return range(self.world.modulus(args[0]))
         if any(isinstance(a, Ghost) for a in args):
             start = args[0] if len(args) > 1 and isinstance(args[0], int) else 0
-            return _GhostRange(start)
+            return GhostRange(start)
         return range(*args)
-
-
-class _GhostRange:
-    """``range`` with an unknown end: as long as a ghost's items."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __len__(self) -> int:
-        return ASSUMED_LENGTH
-
-    def __iter__(self) -> Iterator[int]:
-        for number, _ in enumerate(Ghost("range()")):
-            yield self.start + number
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return Ghost(f"range().{name}")
-
-    def __reversed__(self) -> Iterator[int]:
-        return reversed(range(self.start, self.start + ASSUMED_LENGTH))
 
 
 class _Manager:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Iterator, Optional
 
-from ghost import ASSUMED_LENGTH, Ghost, GhostIterator
+from ghost import ASSUMED_LENGTH, Ghost, GhostIterator, GhostRange
 from step_record import MAX_PASSES, MAX_ROUNDS, MAX_STEPS, MAX_TOTAL_STEPS, Loop, Recorder, Stop
 from step_same import SameBatch, seed
 
@@ -26,21 +27,34 @@ class _Round:
         self.rounds = loop.rounds
 
 
-def limited(recorder: Recorder, items: Any, module: str, line: int, same: Optional[SameBatch] = None) -> Iterator[Any]:
+def limited(
+    recorder: Recorder,
+    items: Any,
+    module: str,
+    line: int,
+    same: Optional[SameBatch] = None,
+    brief: bool = False,
+    forced: bool = False,
+) -> Iterator[Any]:
     """The items of a ``for`` loop of the user's, until it has trained enough.
 
     An iterable that raises goes on with ghosts: a data set that cannot be read still has a loop over it.
-    ``same``: given for a training loop all of whose iterations are to get the same data.
+    ``same``: given for a training loop all of whose iterations are to get the same data. ``brief``: nothing steps in
+    the loop, so that going on with unknown items shows nothing new. ``forced``: it runs also if it has no items.
     """
     source = _iterator(items)
     loop = _open(recorder, module, line)
     loop.unknown = isinstance(items, Ghost)
+    endless = brief and (loop.unknown or isinstance(items, GhostRange))
     try:
         while True:
             try:
                 item = next(source)
             except StopIteration:
-                return
+                if not forced or loop.iteration:
+                    return
+                source, forced = _instead(items, line), False
+                continue
             except Exception as error:
                 recorder.note(f"{type(error).__name__}: {error}", line)
                 source = iter(GhostIterator(Ghost(f"items@{line}")))
@@ -54,8 +68,17 @@ def limited(recorder: Recorder, items: Any, module: str, line: int, same: Option
             if _enough(recorder, loop, before):
                 return
             loop.iteration += 1
+            if endless and loop.iteration >= ASSUMED_LENGTH:
+                return
     finally:
         _close(recorder, loop)
+
+
+def _instead(items: Any, line: int) -> Iterator[Any]:
+    """Items for a loop that has none, since the program's state is not its real one."""
+    if isinstance(items, range):
+        return itertools.count(items.start, items.step)
+    return iter(GhostIterator(Ghost(f"items@{line}")))
 
 
 def rounds(recorder: Recorder, module: str, line: int, same: Optional[SameBatch] = None) -> Iterator[Loop]:

@@ -307,11 +307,15 @@ def _fold_children(roles: Roles) -> None:
 
 
 def _aliases(tree: ast.Module, by_path: Dict[str, str]) -> Iterable[Tuple[str, str]]:
-    """``a = wrap(b)`` where both are models, and ``a`` is not a copy by its name."""
+    """``a = wrap(b)``, ``self.a = self.b.c``, where both are models, and ``a`` is not a copy by its name."""
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.value.args):
+        if not isinstance(node, ast.Assign):
             continue
-        source, maker = dotted(node.value.args[0]), dotted(node.value.func) or ""
+        source, maker = dotted(node.value), ""
+        if isinstance(node.value, ast.Call) and node.value.args:
+            source, maker = dotted(node.value.args[0]), dotted(node.value.func) or ""
+        elif source is None or not source.startswith("self.") or "[" in source:
+            continue
         for target in node.targets:
             path = dotted(target)
             if not path or not source or path == source or _COPY.search(f"{path} {maker}"):
@@ -356,8 +360,13 @@ def _literal(node: ast.expr) -> Any:
 
 def tag(path: str) -> str:
     """What tells one of several models or optimizers apart: ``optimizer_G`` -> ``g``, ``netD`` -> ``d``."""
-    last = path.partition("(")[0].rsplit(".", 1)[-1] if not path.endswith("]") else path
-    return _AFFINITY_WORDS.sub("", last).lower()
+    if path.endswith("]"):
+        return _AFFINITY_WORDS.sub("", path).lower()
+    for part in reversed(path.partition("(")[0].split(".")):
+        mark = _AFFINITY_WORDS.sub("", part).lower()
+        if mark:
+            return mark  # ``actor.optimizer`` is the actor's
+    return ""
 
 
 def goes_with(optimizer: str, models: Iterable[str]) -> List[str]:

@@ -169,14 +169,18 @@ class StandIns:
         """The object for ``path``, by its role."""
         if path not in self.bound:
             role = self.roles.of(path) or MODEL
-            origin = self.roles.aliases.get(path)
-            if origin is not None and self.roles.aliases.get(origin) != path:
-                self.bound[path] = self.value(origin)
-            else:
-                self.bound[path] = self._make(path, role)
+            origin = self._origin(path)
+            self.bound[path] = self._make(path, role) if origin == path else self.value(origin)
             if role == OPTIMIZER:
                 self.order.append(path)
         return self.bound[path]
+
+    def _origin(self, path: str) -> str:
+        """The model that ``path`` is another name of, by the text; itself where there is none."""
+        seen = [path]
+        while self.roles.aliases.get(seen[-1], path) not in seen:
+            seen.append(self.roles.aliases[seen[-1]])
+        return seen[-1]
 
     def _make(self, path: str, role: str) -> Any:
         if role.startswith(MANY):
