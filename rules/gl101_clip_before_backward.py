@@ -154,7 +154,7 @@ def _history(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _States:
         if event.kind == "unknown":
             if event.doubt == "strong":
                 return "strong"
-            return "weak" if state == "start" else state
+            return "weak" if state == "start" and event.doubt == "weak" else state
         if _clears(steps, turn, clip, event):
             return "start"
         if event.kind == "step":

@@ -105,6 +105,8 @@ class Graph(Generic[E]):
     frames: tuple[object, ...] = ()
     """The frame in which each loop stands."""
     bound: tuple[frozenset[str], ...] = ()
+    targets: tuple[frozenset[str], ...] = ()
+    """The names that each loop binds by itself, turn by turn."""
     """The names that each loop binds in its turns."""
 
     def events(self) -> Iterable[tuple[int, E]]:
@@ -197,6 +199,7 @@ class _Builder(Generic[E, F]):
         self.heads: list[int] = []
         self.frames: list[F] = []
         self.bound: list[set[str]] = []
+        self.targets: list[frozenset[str]] = []
         self.loops: tuple[int, ...] = ()
         self.blocks: list[_Loop | _Call | _Try | _Finally[F]] = []
         self.guarding: set[str] = set()
@@ -208,7 +211,16 @@ class _Builder(Generic[E, F]):
     def graph(self) -> Graph[E]:
         successors = tuple(tuple(dict.fromkeys(targets)) for targets in self.successors)
         bound = tuple(frozenset(names) for names in self.bound)
-        return Graph(tuple(self.nodes), successors, self.entry, self.exit, tuple(self.heads), tuple(self.frames), bound)
+        return Graph(
+            tuple(self.nodes),
+            successors,
+            self.entry,
+            self.exit,
+            tuple(self.heads),
+            tuple(self.frames),
+            bound,
+            tuple(self.targets),
+        )
 
     def node(
         self,
@@ -356,6 +368,7 @@ class _Builder(Generic[E, F]):
         self.heads.append(head)
         self.frames.append(frame)
         self.bound.append(set())
+        self.targets.append(frozenset() if isinstance(node, ast.While) else frozenset(_stored(node.target)))
         self.link(self.here, head)
         self.here = head
         if isinstance(node, ast.While):

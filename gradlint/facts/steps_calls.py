@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradlint.facts.steps_context import Context
 from gradlint.facts.steps_events import Event, Kind
 from gradlint.facts.steps_objects import Objects, roots
 from gradlint.facts.steps_scopes import own_nodes, spelled
 from gradlint.facts.steps_words import (
+    HOOK_WORDS,
+    OTHER_STEPS,
+    PREPARES,
+    SCHEDULERS,
+    WATCHERS,
     BOOKKEEPING,
     BUILTINS,
     COMPUTING,
@@ -123,9 +128,16 @@ def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> E
         limit=ast.unparse(limit) if limit is not None else "",
         by_value="value" in words(last),
         logging=limit is not None and _is_infinite(limit, frame),
-        own_scale=limit is not None and "scale" in words(ast.unparse(limit)),
+        own_scale=limit is not None and _takes_the_scale(limit, frame),
         wrapper=method and not of_model,
     )
+
+
+def _takes_the_scale(limit: ast.expr, frame: Context) -> bool:
+    """Whether a limit is multiplied by the scale of a scaler, here or where its name is bound."""
+    binding = frame.scope.lookup(limit.id) if isinstance(limit, ast.Name) else None
+    bound = binding.values if binding is not None else []
+    return any("scale" in words(ast.unparse(value)) for value in (limit, *bound))
 
 
 def _limit(call: ast.Call, position: int) -> ast.expr | None:
@@ -191,16 +203,17 @@ def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, 
             event = event_of("zero_grad", node, frame, "grad = None", roots=reached, value=where)
             head = frame.unit.lines.location(node.iter)
             at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
-            statement = (
-                inner if isinstance(inner, ast.stmt) else next(s for s in own_nodes(node.body) if _holds(s, inner))
-            )
-            assert isinstance(statement, ast.stmt)
-            return dataclasses.replace(event, location=at), statement
+            return dataclasses.replace(event, location=at), _statement_of(inner, node)
     return None
 
 
-def _holds(node: ast.AST, inner: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and node.value is inner
+def _statement_of(inner: ast.AST, loop: ast.For | ast.AsyncFor) -> ast.stmt:
+    """The innermost statement of a loop's body that holds a node."""
+    found: ast.stmt = loop.body[0]
+    for one in own_nodes(loop.body):
+        if isinstance(one, ast.stmt) and any(n is inner for n in ast.walk(one)):
+            found = one
+    return found
 
 
 def _clears_by_hand(node: ast.AST) -> bool:
@@ -225,15 +238,20 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
     if any(name.startswith("torch.nn.") for name in objects.made_by.get(key, ())):
         yield event_of("forward", call, frame, object=key)
         return
+    keys = [frame.key(argument) for argument in (*call.args, *(k.value for k in call.keywords))]
+    given = any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys)
     if last in HARMLESS or last[:1].isupper() or (known & REDUCES and known & GRADIENTS):
+        if last[:1].isupper() and given:
+            yield event_of("unknown", call, frame, doubt="clearing")  # `with GradientGuard(optimizer):`
         return
     if known & PASSIVE and "update" in known:
         return
-    keys = [frame.key(argument) for argument in (*call.args, *(k.value for k in call.keywords))]
-    given = any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys)
-    if objects.is_scaler(spelled(call.func) or "") or (given and not known & BOOKKEEPING):
+    scaler = any(key and objects.is_scaler(key) for key in keys) and bool(known & PREPARES)
+    if objects.is_scaler(spelled(call.func) or "") or scaler or (given and not known & BOOKKEEPING):
         yield event_of("unknown", call, frame, doubt="strong")
         return
+    if _may_clear(call, known, keys, frame):
+        yield event_of("unknown", call, frame, doubt="clearing")
     if known & GRADIENTS and known & WRITES:
         yield event_of("unknown", call, frame, doubt="strong")  # `net.set_gradients(...)`
         return
@@ -251,6 +269,24 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
         mild = (known & STRONG) <= OF_ANYTHING
         touched = any(key and (objects.is_model(key) or "loss" in words(last_name(key))) for key in keys)
         yield event_of("unknown", call, frame, doubt=doubt, given=touched, mild=mild)
+    elif any(key and objects.is_model(key) for key in keys):
+        yield event_of("unknown", call, frame, doubt="used")
+
+
+def _may_clear(call: ast.Call, known: set[str], keys: Sequence[str | None], frame: Context) -> bool:
+    """Whether a call that cannot be read may be what clears the gradients: an event of a trainer's callbacks, or a
+    preparation that is given the model or the optimizer or belongs to it."""
+    objects = frame.unit.objects
+    func = call.func
+    owner = (frame.key(func.value) or "") if isinstance(func, ast.Attribute) else ""
+    named = set(words(last_name(owner)))
+    if named & (OTHER_STEPS | SCHEDULERS | WATCHERS) or known & (WATCHERS | SCHEDULERS):
+        return False
+    trains = any(key and (objects.is_optimizer(key) or objects.is_model(key) or key in frame.selves) for key in keys)
+    trains = trains or bool(owner and (objects.is_optimizer(owner) or objects.is_model(owner)))
+    if known & PREPARES and not known & {"mode", "train", "eval", "requires", "weights", "hidden", "state"}:
+        return trains or _on_self(func, frame)
+    return bool(known & HOOK_WORDS) and (isinstance(func, ast.Attribute) or trains)
 
 
 def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> str:

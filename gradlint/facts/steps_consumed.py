@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from gradlint.facts.cfg import Node
+from gradlint.facts.cfg import Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_states import follow
+from gradlint.facts.steps_states import follow, guards_held
 
 _State = tuple[tuple[str, Event, Event | None], ...]
 """For each iterator that is in sight: its name, where it was made, and what used it up."""
@@ -41,13 +41,33 @@ def second_uses(steps: StepFacts, lists: bool = False) -> Iterator[SecondUse]:
 
 def _in_region(region: Region, lists: bool, inherited: _State, own: Callable[[str], str]) -> Iterator[SecondUse]:
     before = _states(region, lists, inherited)
+    held = guards_held(region.graph)
+    places = {(event.path, event.location): index for index, event in region.of_kind("consume")}
     known = {name for name, _, _ in inherited}
     for index, event in region.of_kind("consume"):
         for state in before.get(index, frozenset()):
             for name, made, first in state:
                 mine = name == event.object or (name in known and name == own(event.object))
+                other = places.get((first.path, first.location)) if first is not None else None
+                if other is not None and _exclude(held.get(other, frozenset()), held.get(index, frozenset())):
+                    continue
                 if mine and first is not None:
                     yield SecondUse(region, made, first, event)
+
+
+def _exclude(one: frozenset[Guard], other: frozenset[Guard]) -> bool:
+    """Whether two sets of conditions compare one expression with different constants: ``opt == "sgd"``, ``"adam"``."""
+
+    def equals(guards: frozenset[Guard]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for guard in guards:
+            left, sign, right = guard.key.partition(" == ")
+            if guard.truth and sign and (right[:1] in "'\"" or right.isdigit()):
+                found.setdefault(left, set()).add(right)
+        return found
+
+    mine, theirs = equals(one), equals(other)
+    return any(not mine[left] & theirs[left] for left in mine.keys() & theirs.keys())
 
 
 def _states(region: Region, lists: bool, start: _State) -> dict[int, frozenset[_State]]:

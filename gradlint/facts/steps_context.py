@@ -47,7 +47,7 @@ class Context:
     owner: Class | None
     """The class the running method was defined in, for ``super()``."""
     frames: tuple[Frame, ...]
-    active: tuple[FunctionNode, ...]
+    active: tuple[FunctionNode | ast.Lambda, ...]
     constants: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Parameters whose value the call tells."""
 

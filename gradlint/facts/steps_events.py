@@ -76,7 +76,7 @@ class Event:
     """For ``iterator``: the expression that makes it."""
     raises: bool = False
     """For ``consume``: the consumer raises an error where it gets nothing (an optimizer)."""
-    doubt: Literal["", "weak", "strong"] = ""
+    doubt: Literal["", "weak", "used", "clearing", "strong"] = ""
     """For ``unknown``: whether the name or the arguments suggest that gradients are touched.
     For a clip: a helper that cannot be read."""
     mild: bool = False

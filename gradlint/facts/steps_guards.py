@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradlint.facts.cfg import Guard
 from gradlint.facts.steps_context import Context
@@ -81,13 +81,12 @@ def _is_nothing(expr: ast.expr) -> bool:
 def _guard(test: ast.expr, truth: bool, frame: Context) -> Guard:
     key = frame.key(test) or ast.unparse(test)
     read = list(_names(test))
-    parts = {word for name in read for word in words(name)}
     return Guard(
         key,
         truth,
         frozenset(read),
-        counter=_counts(test)
-        or bool(parts & COUNTER_WORDS or frame.unit.counters.intersection(read))
+        counter=_counts(test, truth)
+        or bool(_of_batches(read) or frame.unit.counters.intersection(read))
         or _asks_a_counter(test, frame),
         synced="sync_gradients" in read or "_do_sync" in read,
     )
@@ -99,7 +98,7 @@ def _asks_a_counter(test: ast.expr, frame: Context) -> bool:
         return False
     asked = [f for f in frame.unit.scopes.functions if f.node.name == callee(test)]
     return any(
-        isinstance(n, ast.Return) and n.value is not None and _counts(n.value) for f in asked for n in f.node.body
+        isinstance(n, ast.Return) and n.value is not None and _counts(n.value, True) for f in asked for n in f.node.body
     )
 
 
@@ -111,5 +110,26 @@ def _names(test: ast.expr) -> Iterator[str]:
             yield node.attr
 
 
-def _counts(test: ast.expr) -> bool:
-    return any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) for node in ast.walk(test))
+def _of_batches(names: Sequence[str]) -> bool:
+    """Whether a name says that micro-batches are counted: ``accum_steps``, not ``accumulate_stats``."""
+    found = (set(words(name)) for name in names)
+    return any(parts & COUNTER_WORDS and not parts & _OTHER_SUMS for parts in found)
+
+
+_OTHER_SUMS = frozenset("stats stat metrics metric loss losses bn log logs".split())
+
+
+def _counts(test: ast.expr, truth: bool) -> bool:
+    """Whether a test is met once in so many turns: ``i % n == 0``, ``not i % n``; ``i % n != 0`` is met in the others."""
+    for node in ast.walk(test):
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod)):
+            continue
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.Eq, ast.NotEq)):
+            if truth is isinstance(test.ops[0], ast.Eq):
+                return True
+        elif test is node:
+            if not truth:
+                return True
+        else:
+            return True
+    return False

@@ -38,6 +38,7 @@ from gradlint.facts.steps_words import (
 )
 
 MAX_DEPTH = 6
+MAX_ACTIVE = 12
 """Helpers inside helpers are read to this depth."""
 
 
@@ -143,11 +144,15 @@ class StepReader:
         alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
         for item in self._expression(node, frame, room):
             if isinstance(item, Event) and (item.doubt == "weak" or item.mild) and item.location != alone:
+                if item.given:
+                    items.append(dataclasses.replace(item, doubt="used", given=False, mild=False))
                 continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
         if frame.unit.iterators:
             items.extend(consumed(loops_over(node), node, frame, "comprehension"))
             items.extend(given_away(node, frame))
+        if isinstance(node, ast.Expr) and isinstance(node.value, (ast.Yield, ast.YieldFrom)):
+            items.append(event_of("unknown", node, frame, "yield", doubt="clearing"))
         if not any(isinstance(item, Event) and item.kind in {"zero_grad", "unscale"} for item in items):
             if node not in self._reads:
                 self._reads[node] = reads_gradients(node)
@@ -204,8 +209,10 @@ class StepReader:
     ) -> Iterator[Event | Splice[Context] | Stop]:
         """A call of something that can be read: built in, or a forward, or too deep to say."""
         if target.expression is not None:
+            if target.expression in frame.active or len(frame.active) > MAX_ACTIVE:
+                return
             scope = target.scope or frame.scope
-            inner = dataclasses.replace(frame, scope=scope) if scope is not frame.scope else frame
+            inner = dataclasses.replace(frame, scope=scope, active=(*frame.active, target.expression))
             yield from self._expression(target.expression.body, inner, room)
             return
         function = target.function
@@ -328,15 +335,15 @@ class StepReader:
 
     # -- what a call leads to
 
-    def target(self, call: ast.Call, frame: Context, name: str | None) -> Target | None:
+    def target(self, call: ast.Call, frame: Context, name: str | None, hops: int = 0) -> Target | None:
         """The function a call runs; None if it cannot be read."""
         func = call.func
         if isinstance(func, ast.Name):
-            found = self._named_target(func.id, frame)
+            found = self._named_target(func.id, frame, hops)
         elif isinstance(func, ast.Attribute):
             found = self._method_target(func, frame)
         elif isinstance(func, ast.Call):
-            found = self._partial(func, frame)
+            found = self._partial(func, frame, hops)
         else:
             found = None
         if found is None and name and name.split(".")[0] not in STANDARD:
@@ -354,7 +361,7 @@ class StepReader:
             if isinstance(value, ast.Lambda):
                 return Target(None, expression=value)
             if isinstance(value, ast.Call):
-                found = self._partial(value, frame)
+                found = self._partial(value, frame, hops)
                 if found is not None:
                     return found
             elif isinstance(value, ast.Name) and value.id != name:
@@ -382,13 +389,13 @@ class StepReader:
         method = self.cache.method(cls, attr) if cls is not None else None
         return Target(method, cls, owner) if method is not None else None
 
-    def _partial(self, value: ast.Call, frame: Context) -> Target | None:
+    def _partial(self, value: ast.Call, frame: Context, hops: int = 0) -> Target | None:
         """``functools.partial(train_step, model)``, as a call of the function with these arguments first."""
         name = frame.unit.scopes.dotted(value.func, frame.scope)
         if name not in {"functools.partial", "functools.partialmethod"} or not value.args:
             return None
         inner = ast.copy_location(ast.Call(value.args[0], [], []), value)
-        found = self.target(inner, frame, frame.unit.scopes.dotted(value.args[0], frame.scope))
+        found = self.target(inner, frame, frame.unit.scopes.dotted(value.args[0], frame.scope), hops + 1)
         if found is None or found.function is None:
             return None
         return dataclasses.replace(found, arguments=tuple(value.args[1:]), keywords=tuple(value.keywords))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from collections.abc import Mapping
+
 from gradlint.facts.cfg import Graph, Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_states import WAITING, Phase, Turn, clears, follow, guards_held, phases, turn_of
@@ -31,7 +35,8 @@ def _called_for_each_batch(steps: StepFacts, turn: Turn) -> bool:
     owner, _, name = turn.region.qualname.rpartition(".")
     if name != "training_step" or not any(e.name.endswith("manual_backward") for _, e in turn.events("backward")):
         return False
-    others = [r for r in steps.regions if r.qualname.startswith(f"{owner}.") and r is not turn.region]
+    others = [r for r in steps.regions if r is not turn.region]
+    others = [r for r in others if r.qualname.startswith(f"{owner}.") or ".on_" in r.qualname]
     return not any(True for region in others for _ in region.of_kind("zero_grad"))
 
 
@@ -42,14 +47,46 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
     objects = steps.objects
     if objects is None or objects.own(step.object) in objects.engines:
         return False
+    if _another_each_turn(turn, step) or _wraps_an_unread_optimizer(steps, step):
+        return False
     for _, event in turn.events():
         if event.kind == "zero_grad" and steps.related(event, step) is not False:
             return False
-        if event.kind == "unknown" and (event.doubt == "strong" or event.given):
+        if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given):
             return False
         if event.kind == "make":
             return False
     return True
+
+
+def _another_each_turn(turn: Turn, step: Event) -> bool:
+    """Whether the loop binds the optimizer anew in each turn: ``for net, opt in zip(nets, opts)``."""
+    if turn.loop is None:
+        return False
+    graph = turn.region.graph
+    inner = {
+        name
+        for loop, names in enumerate(graph.targets)
+        if loop != turn.loop and turn.loop in graph.nodes[graph.heads[loop]].loops
+        for name in names
+    }
+    own = graph.targets[turn.loop]
+    anew = own | (graph.bound[turn.loop] - inner)
+    written = {text for text in (step.object, step.written) if text in anew or text.split(".")[0] in own}
+    keys = {name for text in (step.object, step.written) for key in _KEY.findall(text) for name in _NAME.findall(key)}
+    return bool(written or keys & anew)
+
+
+_KEY = re.compile(r"\[([^\]]*)\]")
+_NAME = re.compile(r"\b[A-Za-z_]\w*")
+_WRAPPING = word_set("scheduled schedule noam wrapper wrapped warmup manager handler")
+
+
+def _wraps_an_unread_optimizer(steps: StepFacts, step: Event) -> bool:
+    """Whether the optimizer was made by a class of another library whose name says that its step does more."""
+    assert steps.objects is not None
+    made = steps.objects.made_by.get(steps.objects.own(step.object), ())
+    return any(_WRAPPING & set(words(name.rsplit(".", 1)[-1])) for name in made)
 
 
 # -- GL105
@@ -89,6 +126,8 @@ def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) ->
     window = _window(turn, index)
     for node, step in turn.events("step"):
         if window is not None and window not in turn.graph.nodes[node].loops and not step.wrapper:
+            if _guarded_within(turn, held, index, window) or _used_otherwise(turn, window):
+                continue
             if clears(steps, clear, step, _alone(turn)) is True and _reaches(turn.graph, index, node):
                 return step
             continue
@@ -104,6 +143,20 @@ def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) ->
         if _lost_in_turn(steps, turn, index, node, step):
             return step
     return None
+
+
+def _guarded_within(turn: Turn, held: Mapping[int, frozenset[Guard]], index: int, window: int) -> bool:
+    """Whether a condition inside of a loop decides on a node of it."""
+    return bool(held.get(index, frozenset()) - held.get(turn.graph.heads[window], frozenset()))
+
+
+def _used_otherwise(turn: Turn, window: int) -> bool:
+    """Whether the gradients of a micro-batch may be taken away, or given back, ahead of the step."""
+    first = min((k for k, _ in turn.events("backward") if window in turn.graph.nodes[k].loops), default=0)
+    if any(k > first for k, _ in turn.events("read")):
+        return True
+    doubts = {"strong", "used", "clearing"}
+    return any(k > first and (e.doubt in doubts or e.given) for k, e in turn.events("unknown"))
 
 
 def _window(turn: Turn, index: int) -> int | None:
@@ -259,6 +312,10 @@ _OPPOSITES = frozenset(word_set(pair) for pair in _PAIRS.split(","))
 """Two networks that are never one, going by their names."""
 
 
+_SAME_THING = word_set("model module net network ddp fsdp dp compiled unwrapped raw wrapped agent policy parallel base")
+"""In the name of an attribute that may be another view of the same module."""
+
+
 def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
     """Two modules that are constructed apart, or two attributes of one object."""
     assert steps.objects is not None
@@ -274,6 +331,8 @@ def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
         return True  # each is given to an optimizer of its own
     base, _, name = one.rpartition(".")
     same, _, sibling = other.rpartition(".")
+    if (_SAME_THING & set(words(name))) or (_SAME_THING & set(words(sibling))):
+        return False
     return bool(base) and base == same and base != "self" and name != sibling
 
 
@@ -322,8 +381,19 @@ def guarded_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Event
         if any(g.counter or g.synced for g in held.get(node, frozenset())):
             return step
         if window is not None and window not in turn.graph.nodes[node].loops:
+            if _used_otherwise(turn, window) or not _of_modules(steps, clip):
+                continue
             return step
     return None
+
+
+def _of_modules(steps: StepFacts, clip: Event) -> bool:
+    """Whether a clip is given what has parameters: a tensor alone may be a perturbation of the input."""
+    objects = steps.objects
+    return objects is None or any(
+        root.startswith("optimizer:") or objects.is_model(root) or PARAMETER_WORDS & set(words(root))
+        for root in clip.roots
+    )
 
 
 def _synced_step(steps: StepFacts, turn: Turn, clip: Event) -> Event | None:

@@ -18,6 +18,8 @@ S = TypeVar("S", bound=Hashable)
 
 MAX_TRACKED = 8
 """So many conditions are followed at once, those that are tested most often; the others may go either way each time."""
+MAX_STATES = 20_000
+"""Beyond so many states no condition is followed."""
 
 Phase = Literal[
     "unknown",
@@ -42,14 +44,18 @@ came after the backward."""
 
 
 def follow(
-    graph: Graph[Event], start: Mapping[int, frozenset[S]], transfer: Callable[[Node[Event], S], S | None]
+    graph: Graph[Event],
+    start: Mapping[int, frozenset[S]],
+    transfer: Callable[[Node[Event], S], S | None],
+    tracking: bool = True,
 ) -> dict[int, frozenset[S]]:
     """The possible states before each node, to a fixed point, path by path.
 
     ``transfer`` gives the state after a node for one before it; None ends the path. A condition that is tested again
-    goes the same way as before, until a name in it is bound anew or the turn of a loop ends.
+    goes the same way as before, until a name in it is bound anew or the turn of a loop ends; not so in a graph where that makes
+    more than :data:`MAX_STATES` states.
     """
-    tracked = _tracked(graph)
+    tracked = _tracked(graph) if tracking else frozenset[str]()
     names = {guard.key: guard.names for node in graph.nodes for guard in node.guards}
 
     before: dict[int, set[tuple[S, frozenset[tuple[str, bool]]]]] = {}
@@ -65,7 +71,11 @@ def follow(
         for state in states:
             reach(index, state, frozenset())
     # Each state goes through each node once: what a set of states becomes is the union of what its states become.
+    count = 0
     while work:
+        count += 1
+        if tracking and count > MAX_STATES:
+            return follow(graph, start, transfer, tracking=False)
         index, state, known = work.popleft()
         node = graph.nodes[index]
         after = transfer(node, state)

@@ -67,7 +67,10 @@ BOOKKEEPING = word_set(
 )
 """In the name of a call that cannot be read: it trains nothing, whatever it is given."""
 GRADIENTS = word_set("grad grads gradient gradients")
-WRITES = word_set("set load assign copy put fill apply average reduce sync synchronize allreduce accumulate")
+WRITES = word_set(
+    """set load assign copy put fill apply average reduce sync synchronize allreduce accumulate reset zero clear init
+    initialize make free wipe none empty prepare process unscale"""
+)
 """With one of :data:`GRADIENTS`: the call gives parameters their gradients."""
 TRAINING_OWNERS = word_set(
     """agent policy trainer learner algo algorithm solver model engine runner ppo sac dqn ddpg td3 optim optimizer
@@ -80,6 +83,15 @@ HARMLESS = word_set(
     gradient_checkpointing_enable gradient_checkpointing_disable end_training"""
 )
 """Calls that change no gradient, whatever their names suggest."""
+PREPARES = word_set("prepare set init initialize reset start clear zero none free wipe make begin")
+"""In the name of a call that cannot be read: it may clear gradients, if it is given what has them."""
+HOOK_WORDS = word_set("on before after pre post begin end notify fire emit trigger dispatch callback callbacks batch")
+"""In the name of a method that cannot be read: it may run whatever listens, a clearing too."""
+WATCHERS = word_set(
+    """log logging logger loggers writer timer meter meters metric metrics stats recorder monitor watch epoch rng seed
+    buffer memory replay queue dataset loader dataloader data next sample get time ddp_timer loss"""
+)
+"""In names of what looks on, or deals with data."""
 REDUCES = word_set("avg average allreduce reduce")
 """With one of :data:`GRADIENTS`: what is done to gradients between backward and step on several machines."""
 PASSIVE = word_set("polyak soft hard ema target moving symlink")
