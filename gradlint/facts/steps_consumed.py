@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 
 from gradlint.facts.cfg import Guard, Node
@@ -55,19 +56,22 @@ def _in_region(region: Region, lists: bool, inherited: _State, own: Callable[[st
                     yield SecondUse(region, made, first, event)
 
 
-def _exclude(one: frozenset[Guard], other: frozenset[Guard]) -> bool:
-    """Whether two sets of conditions compare one expression with different constants: ``opt == "sgd"``, ``"adam"``."""
+_SUBJECT = re.compile(r"(.+?)(?: == | in |\.startswith\()")
 
-    def equals(guards: frozenset[Guard]) -> dict[str, set[str]]:
+
+def _exclude(one: frozenset[Guard], other: frozenset[Guard]) -> bool:
+    """Whether two sets of conditions ask one expression for different values: ``opt == "sgd"``, ``opt == "adam"``."""
+
+    def asked(guards: frozenset[Guard]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         for guard in guards:
-            left, sign, right = guard.key.partition(" == ")
-            if guard.truth and sign and (right[:1] in "'\"" or right.isdigit()):
-                found.setdefault(left, set()).add(right)
+            match = _SUBJECT.match(guard.key) if guard.truth else None
+            if match is not None:
+                found.setdefault(match[1], set()).add(guard.key)
         return found
 
-    mine, theirs = equals(one), equals(other)
-    return any(not mine[left] & theirs[left] for left in mine.keys() & theirs.keys())
+    mine, theirs = asked(one), asked(other)
+    return any(not mine[subject] & theirs[subject] for subject in mine.keys() & theirs.keys())
 
 
 def _states(region: Region, lists: bool, start: _State) -> dict[int, frozenset[_State]]:

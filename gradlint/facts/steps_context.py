@@ -152,6 +152,8 @@ def _callers(calls: Mapping[Function, set[str]], found: set[Function]) -> frozen
 
 def _suggests(node: ast.AST) -> bool:
     """Whether a call or an attribute might touch gradients, going by its name."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Call) and callee(node.func, None) == "getattr":
+        return True
     if isinstance(node, ast.Attribute) and node.attr == "grad":
         return True
     return _trains(node) or (isinstance(node, ast.Call) and bool(STRONG & set(words(callee(node, None)))))

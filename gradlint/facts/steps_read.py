@@ -34,6 +34,7 @@ from gradlint.facts.steps_words import (
     WRAPPERS,
     callee,
     last_name,
+    word_set,
     words,
 )
 
@@ -225,6 +226,8 @@ class StepReader:
             return
         if room and len(frame.frames) <= MAX_DEPTH and function.node not in frame.active:
             self.entered.add(function.node)
+            if _decorated(function, unit):
+                yield event_of("unknown", call, frame, doubt="clearing")
             yield Splice(function.node.body, self._enter(call, frame, target), function.node)
         elif function.node in unit.training:
             yield event_of("unknown", call, frame, doubt="strong")
@@ -235,6 +238,9 @@ class StepReader:
         """A call whose body cannot be read."""
         last = callee(call, name)
         yield from handed_over(call, frame, name)
+        if isinstance(call.func, ast.Call) and isinstance(call.func.func, ast.Name) and call.func.func.id == "getattr":
+            yield event_of("unknown", call, frame, doubt="clearing")  # `getattr(callback, event)(self)`
+            return
         if any(isinstance(argument, ast.Attribute) and argument.attr == "backward" for argument in call.args):
             yield event_of("unknown", call, frame, doubt="strong")  # `map(torch.Tensor.backward, losses)`
             return
@@ -504,6 +510,22 @@ class StepReader:
             (*frame.active, function.node),
             constants,
         )
+
+
+def _decorated(function: Function, unit: Unit) -> bool:
+    """Whether a decorator that cannot be read stands over a function."""
+    for decorator in function.node.decorator_list:
+        plain = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name = unit.scopes.dotted(plain, unit.scopes.module)
+        if name is not None and name.split(".")[0] not in STANDARD and not set(words(name)) & _HARMLESS_DECORATORS:
+            return True
+    return False
+
+
+_HARMLESS_DECORATORS = word_set(
+    """property static staticmethod classmethod abstract abstractmethod override wraps jit compile profile timer time
+    timed log main record typed overload cache register"""
+)
 
 
 def _calls_in(node: ast.AST) -> Iterator[ast.Call]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from gradlint.facts.cfg import Graph, Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_states import WAITING, Phase, Turn, clears, follow, guards_held, phases, turn_of
-from gradlint.facts.steps_words import PARAMETER_WORDS, word_set, words
+from gradlint.facts.steps_words import CLEARS, PARAMETER_WORDS, word_set, words
 
 # -- GL104
 
@@ -47,7 +47,7 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
     objects = steps.objects
     if objects is None or objects.own(step.object) in objects.engines:
         return False
-    if _another_each_turn(turn, step) or _wraps_an_unread_optimizer(steps, step):
+    if _clears_by_event(steps, turn) or _another_each_turn(turn, step) or _wraps_an_unread_optimizer(steps, step):
         return False
     for _, event in turn.events():
         if event.kind == "zero_grad" and steps.related(event, step) is not False:
@@ -57,6 +57,17 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
         if event.kind == "make":
             return False
     return True
+
+
+def _clears_by_event(steps: StepFacts, turn: Turn) -> bool:
+    """Whether a function that nothing calls by its name only clears: a callback, or the head of a context manager."""
+    for region in steps.regions:
+        if region is turn.region or region.qualname.rpartition(".")[2] in CLEARS:
+            continue
+        kinds = {event.kind for _, event in region.events}
+        if region.qualname and "zero_grad" in kinds and not kinds & {"step", "backward"}:
+            return True
+    return False
 
 
 def _another_each_turn(turn: Turn, step: Event) -> bool:
