@@ -116,11 +116,11 @@ def _of_batches(names: Sequence[str]) -> bool:
     return any(parts & COUNTER_WORDS and not parts & _OTHER_SUMS for parts in found)
 
 
-_OTHER_SUMS = frozenset("stats stat metrics metric loss losses bn log logs".split())
+_OTHER_SUMS = frozenset(["stats", "stat", "metrics", "metric", "loss", "losses", "bn", "log", "logs"])
 
 
 def _counts(test: ast.expr, truth: bool) -> bool:
-    """Whether a test is met once in so many turns: ``i % n == 0``, ``not i % n``; ``i % n != 0`` is met in the others."""
+    """Whether a test is met once in so many turns: ``i % n == 0``, ``not i % n``; not so ``i % n != 0``."""
     for node in ast.walk(test):
         if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod)):
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-
 from collections.abc import Mapping
 
 from gradlint.facts.cfg import Graph, Guard, Node

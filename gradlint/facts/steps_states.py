@@ -52,8 +52,8 @@ def follow(
     """The possible states before each node, to a fixed point, path by path.
 
     ``transfer`` gives the state after a node for one before it; None ends the path. A condition that is tested again
-    goes the same way as before, until a name in it is bound anew or the turn of a loop ends; not so in a graph where that makes
-    more than :data:`MAX_STATES` states.
+    goes the same way as before, until a name in it is bound anew or the turn of a loop ends; not so in a graph where
+    that makes more than :data:`MAX_STATES` states.
     """
     tracked = _tracked(graph) if tracking else frozenset[str]()
     names = {guard.key: guard.names for node in graph.nodes for guard in node.guards}

@@ -242,7 +242,7 @@ class Ghost:
         return self.gl_name
 
     def __fspath__(self) -> str:
-        return "/nonexistent"
+        return "/proc/nonexistent"  # it cannot be made either
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         import numpy

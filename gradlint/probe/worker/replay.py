@@ -22,6 +22,7 @@ The events are described in ``step_record``.
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import time
 import types
@@ -58,8 +59,9 @@ from step_same import SameBatch
 from step_world import RunWorld
 
 MAX_PATHS = 8
-FIRST_SHARE = 0.35
-"""Share of the CPU limit after which the first path begins anew, with stand-ins for the program's own models."""
+FIRST_SHARE, LEAST_SHARE = 0.35, 0.15
+"""Share of the CPU limit after which the first path begins anew, with stand-ins for the program's own models; and
+the share it has at least, where reading the program has taken long."""
 TIME_SHARE, LAST_SHARE, ALARM_SHARE = 0.4, 0.8, 0.85
 """Shares of the CPU limit after which no further path is begun, after which a running one is left at its next event,
 and after which it is left wherever it is."""
@@ -145,7 +147,6 @@ class Program:
         """Stand-ins of the latest run, where some were made only after its first backward."""
         self.premade: Tuple[str, ...] = ()
         """Stand-ins that a run makes at its beginning."""
-        self._heavy = step_slim.replaceable(self.trees, self.entry, self.region, self.flow.trains)
         self.forced: Optional[Set[Place]] = None
         self.passed: Set[Place] = set()
         self._code: Dict[str, types.CodeType] = {}
@@ -168,8 +169,9 @@ class Program:
     def _first(self, assigned: Mapping[str, bool], started: float) -> Dict[str, Any]:
         """The first path; where the program's own models are too slow for it, with stand-ins for them."""
         if not self.slim:
+            at = max(started + FIRST_SHARE * _cpu_limit(), time.process_time() + LEAST_SHARE * _cpu_limit())
             try:
-                return self.path(assigned, started + FIRST_SHARE * _cpu_limit())
+                return self.path(assigned, at)
             except TooSlow:
                 self.slim = True
         return self.path(assigned)
@@ -209,7 +211,8 @@ class Program:
             with modules, alarm(at if at is not None else ALARM_SHARE * _cpu_limit()):
                 world.standins.premake(self.premade)
                 if self.slim:
-                    step_slim.replace(self._heavy, world.slimmed)
+                    heavy = step_slim.replaceable(self.trees, self.entry, self.region, self.flow.trains)
+                    step_slim.replace(heavy, world.slimmed)
                 error = call_region(modules, self.entry, self.region, self.trees, world)
         except TooSlow:
             if at is not None:
@@ -247,11 +250,26 @@ class Program:
         is_main = name == self.entry
         roles = {p: r for p, r in self.roles.by_path.items() if not _is_child(self.roles, p)}
         capture = self.region if is_main and "<locals>" in self.region else ""
-        watched = {(line, path) for module, line, path in self.iterators if module == name}
-        tree = step_accumulation.widen(self.trees[name]) if self.accumulation > 1 else self.trees[name]
-        tree = rewrite(tree, roles, is_main, capture, watched)
-        self._code[name] = compile(tree, filename, "exec", dont_inherit=True)
+        watched = frozenset((line, path) for module, line, path in self.iterators if module == name)
+        widened = self.accumulation > 1
+        key = (source, filename, is_main, capture, watched, widened, frozenset(roles.items()))
+        if key not in _CODE:
+            tree = ast.parse(source)  # anew: a copy of a tree takes longer than its text
+            tree = rewrite(step_accumulation.widen(tree) if widened else tree, roles, is_main, capture, watched)
+            _CODE[key] = _compiled(tree, filename)
+        self._code[name] = _CODE[key]
         return self._code[name]
+
+
+def _compiled(tree: ast.Module, filename: str) -> types.CodeType:
+    try:
+        return compile(tree, filename, "exec", dont_inherit=True)
+    except TypeError:  # a node has no place
+        return compile(ast.fix_missing_locations(tree), filename, "exec", dont_inherit=True)
+
+
+_CODE: Dict[Tuple[Any, ...], types.CodeType] = {}
+"""Compiled modules: the edited program shares most of them with the one as written."""
 
 
 class _Installed:
@@ -286,9 +304,15 @@ def _kind(recorder: Recorder, world: RunWorld) -> str:
 
 def _parse(module: Mapping[str, Any]) -> ast.Module:
     try:
-        return ast.parse(str(module["source"]))
+        return _tree(str(module["source"]))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ProbeError("not-sliced", f"{module['path']}: {type(error).__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=512)
+def _tree(source: str) -> ast.Module:
+    """Each text is parsed once: the edited program shares most of its modules with the one as written."""
+    return ast.parse(source)
 
 
 def _with_source(module: Mapping[str, Any], entry: str, source: Optional[str]) -> Mapping[str, Any]:

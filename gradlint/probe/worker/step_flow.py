@@ -7,24 +7,15 @@ Lines are *hot* when they hold a call the rule speaks of, or call a function of 
 from __future__ import annotations
 
 import ast
-import re
 from dataclasses import dataclass, field
-from typing import Callable, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
-from ghost import words
+from step_called import Calls
 from step_nodes import dotted
-from step_roles import OPTIMIZER_NAME
+from step_text import Definition, Nodes, Repeating, nodes_of
 
-EVENTS = words(
-    "backward manual_backward step zero_grad unscale_ clip_grad_norm_ clip_grad_norm clip_grad_value_ "
-    "clip_gradients clip_grads_with_norm_ clip_grad second_step step_and_update_lr"
-)
-_STEPS = words("step second_step step_and_update_lr")
-_DERIVATIVES = ("torch.autograd.grad", "autograd.grad")
 _JUMPS = (ast.Return, ast.Continue, ast.Break, ast.Raise)
-_QUIET = re.compile(r"sched|^lr|_lr|prof|ema|env|metric|bar|writer|meter", re.IGNORECASE)
 _Block = Sequence[ast.stmt]
-_Definition = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 Place = Tuple[str, int]
 """A module's name and a line in it."""
 
@@ -54,15 +45,10 @@ class Flow:
 def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow:
     """The flow facts of all modules, with ``lines`` of the module ``entry`` as the calls of interest."""
     flow = Flow()
-    calls = _Calls()
+    calls = Calls()
     flow.trains = calls.events
     wanted = set(lines)
-    definitions = [
-        (name, node)
-        for name, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    definitions = [(name, node) for name, tree in trees.items() for node in nodes_of(tree).functions]
     holders = {n.name for name, n in definitions if name == entry and any(_spans(n, line) for line in wanted)}
     hot = _callers(definitions, holders, calls)
     flow.eventful = _callers(definitions, {n.name for _, n in definitions if calls.events(n)}, calls)
@@ -76,94 +62,12 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         reader = _Reader(name, wanted if name == entry else set(), hot, flow, calls)
         reader.steppers = steppers
         reader.block(tree.body, [])
-        reader.scalers(tree)
+        reader.loops(nodes_of(tree))
+        reader.scalers(nodes_of(tree))
     return flow
 
 
-def is_event_call(node: ast.AST) -> bool:
-    """A call whose name is that of a training event."""
-    if not isinstance(node, ast.Call):
-        return False
-    func, name = node.func, _last_name(node)
-    if name not in EVENTS and not name.startswith("clip_grad"):
-        return False
-    if name == "step" and isinstance(func, ast.Attribute):
-        owner = dotted(func.value) or ""
-        return not _QUIET.search(owner.rsplit(".", 1)[-1])
-    return True
-
-
-@dataclass(frozen=True)
-class _Called:
-    """What is called inside a node."""
-
-    names: FrozenSet[str]
-    event: bool
-    backward: bool
-    step: bool
-
-
-class _Calls:
-    """What is called inside a node: kept per statement, since blocks are asked again and again."""
-
-    def __init__(self) -> None:
-        self._kept: Dict[ast.AST, _Called] = {}
-        self.hidden = False
-        """Whether whatever goes back has another name in this program: any event may be it."""
-
-    def names(self, node: ast.AST) -> FrozenSet[str]:
-        """Last names of everything called in ``node``, and of functions handed over as arguments."""
-        return self._read(node).names
-
-    def events(self, node: ast.AST) -> bool:
-        """Whether ``node`` holds a training event."""
-        return self._read(node).event
-
-    def backward(self, node: ast.AST) -> bool:
-        """Whether ``node`` holds a backward pass."""
-        called = self._read(node)
-        return called.event if self.hidden else called.backward
-
-    def steps(self, node: ast.AST) -> bool:
-        """Whether ``node`` holds an optimizer step."""
-        return self._read(node).step
-
-    def _read(self, node: ast.AST) -> _Called:
-        if node in self._kept:
-            return self._kept[node]
-        names: Set[str] = set()
-        event, backward, step = is_event_call(node), False, False
-        if isinstance(node, ast.Call):
-            names.add(_called_name(node))
-            names.update(a.id for a in node.args if isinstance(a, ast.Name))
-            step = event and _last_name(node) in _STEPS
-            backward = _last_name(node) in ("backward", "manual_backward") or dotted(node.func) in _DERIVATIVES
-        for child in ast.iter_child_nodes(node):
-            inner = self._read(child)
-            names |= inner.names
-            event, backward, step = event or inner.event, backward or inner.backward, step or inner.step
-        result = _Called(frozenset(names - {""}), event, backward, step)
-        if isinstance(node, ast.stmt):
-            self._kept[node] = result
-        return result
-
-
-def _last_name(node: ast.Call) -> str:
-    func = node.func
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
-
-
-def _called_name(node: ast.Call) -> str:
-    if isinstance(node.func, ast.Attribute):
-        if node.func.attr in ("train", "eval"):
-            return ""  # a mode, not a function of the program
-        owner = (dotted(node.func.value) or "").rsplit(".", 1)[-1]
-        if node.func.attr in EVENTS and (OPTIMIZER_NAME.search(owner) or owner.lower().endswith("scaler")):
-            return ""  # a method of PyTorch's
-    return (dotted(node.func) or "").rsplit(".", 1)[-1]
-
-
-def _callers(definitions: Sequence[Tuple[str, _Definition]], found: Set[str], calls: _Calls) -> Set[str]:
+def _callers(definitions: Sequence[Tuple[str, Definition]], found: Set[str], calls: Calls) -> Set[str]:
     """The names ``found``, and those of functions that call them, transitively."""
     found = set(found)
     grown = True
@@ -176,6 +80,10 @@ def _callers(definitions: Sequence[Tuple[str, _Definition]], found: Set[str], ca
     return found
 
 
+def _lines_of(node: ast.expr) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
 def _spans(node: ast.AST, line: int) -> bool:
     return getattr(node, "lineno", 0) <= line <= (getattr(node, "end_lineno", 0) or 0)
 
@@ -183,7 +91,7 @@ def _spans(node: ast.AST, line: int) -> bool:
 class _Reader:
     """Walks the statements of one module."""
 
-    def __init__(self, module: str, lines: Set[int], hot: Set[str], flow: Flow, calls: _Calls) -> None:
+    def __init__(self, module: str, lines: Set[int], hot: Set[str], flow: Flow, calls: Calls) -> None:
         self.calls = calls
         self.steppers: Set[str] = set()
         """Names of functions that step, or call one that does."""
@@ -192,17 +100,25 @@ class _Reader:
         self.hot = hot
         self.flow = flow
 
-    def scalers(self, tree: ast.Module) -> None:
+    def scalers(self, nodes: Nodes) -> None:
         """Whether a scaler is there, and on, matters for training wherever it is decided."""
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Call, ast.IfExp)) and any(
-                isinstance(n, (ast.Name, ast.Attribute)) and (dotted(n) or "").endswith("GradScaler")
-                for n in ast.walk(node)
-            ):
-                for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+        for call in nodes.calls:
+            if any((dotted(n) or "").endswith("GradScaler") for n in (call.func, *call.args)):
+                for line in _lines_of(call):
                     self.flow.relevant.add((self.module, line))
-                    if isinstance(node, ast.Call):
-                        self.flow.direction.setdefault((self.module, line), True)
+                    self.flow.direction.setdefault((self.module, line), True)
+        for choice in nodes.conditionals:
+            if any("GradScaler" in self.calls.names(n) for n in (choice.body, choice.orelse)):
+                self.flow.relevant.update((self.module, line) for line in _lines_of(choice))
+
+    def loops(self, nodes: Nodes) -> None:
+        """Which functions loop over training steps, and which conditional expressions lead to events."""
+        for loop, functions in nodes.repeating:
+            if functions and self._repeats(loop):
+                self.flow.loops.update(f.name for f in functions)
+        for choice in nodes.conditionals:
+            if self._trains([choice.body, choice.orelse]):
+                self._guard(choice, [choice.body], [choice.orelse], [])
 
     def block(self, statements: _Block, after: List[_Block]) -> None:
         """``after``: what runs, within the same function and loop, once this block is left."""
@@ -217,8 +133,6 @@ class _Reader:
                 self.block(node.body, rest)
                 self.block(node.orelse, rest)
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                if any(self._repeats(n) for n in ast.walk(node)):
-                    self.flow.loops.add(node.name)
                 self.block(node.body, [])
             elif isinstance(node, (ast.For, ast.AsyncFor)):
                 self.block(node.body, [])
@@ -235,20 +149,12 @@ class _Reader:
                     self.block(handler.body, rest)
                 for case in getattr(node, "cases", []):
                     self.block(case.body, rest)
-                self._expressions(node)
 
-    def _repeats(self, node: ast.AST) -> bool:
+    def _repeats(self, node: Repeating) -> bool:
         """Whether this is a loop over training steps, and not over a few objects that are written out."""
-        if not isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
-            return False
         if not isinstance(node, ast.While) and isinstance(node.iter, (ast.Tuple, ast.List)):
             return False
         return any(self.calls.backward(n) or bool(self.calls.names(n) & self.flow.backprop) for n in node.body)
-
-    def _expressions(self, node: ast.stmt) -> None:
-        for child in ast.walk(node):
-            if isinstance(child, ast.IfExp) and self._trains([child.body, child.orelse]):
-                self._guard(child, [child.body], [child.orelse], [])
 
     def _guard(
         self,

@@ -39,17 +39,16 @@ def rewrite(
     capture: str = "",
     iterators: Container[Tuple[int, str]] = (),
 ) -> ast.Module:
-    """A copy of ``tree`` that runs on ghosts.
+    """``tree``, changed in place so that it runs on ghosts.
 
     ``is_main``: whether ``__name__`` is ``"__main__"``. ``capture``: the qualified name of a nested function to
     report (``_gl_defined``) when it is defined. ``iterators``: lines with the paths bound there that are watched.
     """
-    tree = copy.deepcopy(tree)
     writer = _Writer(roles, is_main, capture, iterators)
     head = [s for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
     body = [s for s in tree.body if s not in head]
     tree.body = [*head, *writer.block(body, frozenset())]
-    return ast.fix_missing_locations(tree)
+    return tree
 
 
 class _Writer:
@@ -159,10 +158,10 @@ class _Writer:
     def _annotated(self, node: ast.AnnAssign, seen: FrozenSet[str]) -> List[ast.stmt]:
         if node.value is None:
             # dataclass fields keep their annotation; as text it cannot raise
-            node.annotation = ast.Constant(value="object")
+            node.annotation = at(string("object"), node)
             return [node]
         names = self._loads(node.value)
-        node.annotation = ast.Constant(value="object")
+        node.annotation = at(string("object"), node)
         node.value = self.expressions.visit(node.value)
         bound = self._guarded(node, [node.target], names, seen, node)
         return [bound, *self._casts(node.target), *self._watches(node.target, node)]
@@ -324,7 +323,7 @@ def _drop_annotations(node: Union[ast.FunctionDef, ast.AsyncFunctionDef]) -> Non
     arguments = [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs, node.args.vararg, node.args.kwarg]
     for argument in arguments:
         if argument is not None and argument.annotation is not None:
-            argument.annotation = ast.Constant(value="object")
+            argument.annotation = at(string("object"), argument)
 
 
 def _unpacking(target: ast.expr, value: ast.expr) -> ast.expr:

@@ -13,6 +13,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, U
 
 from ghost import words
 from step_nodes import dotted
+from step_text import nodes_of
 
 MODEL = "model"
 OPTIMIZER = "optimizer"
@@ -128,13 +129,13 @@ def _more_models(by_path: Dict[str, str], uses: Dict[str, _Use]) -> None:
 
 
 def _collect(tree: ast.Module, uses: Dict[str, _Use]) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "param_groups":
-            path = dotted(node.value)
+    nodes = nodes_of(tree)
+    for attribute in nodes.attributes:
+        if attribute.attr == "param_groups":
+            path = dotted(attribute.value)
             if path is not None:
                 uses.setdefault(path, _Use()).groups = True
-        if not isinstance(node, ast.Call):
-            continue
+    for node in nodes.calls:
         whole = dotted(node.func)
         if whole is not None:
             uses.setdefault(whole, _Use()).called += 1
@@ -153,8 +154,8 @@ def _collect(tree: ast.Module, uses: Dict[str, _Use]) -> None:
 
 def _mark_scaler_arguments(trees: Iterable[ast.Module], uses: Dict[str, _Use]) -> None:
     for tree in trees:
-        for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+        for node in nodes_of(tree).calls:
+            if not (isinstance(node.func, ast.Attribute) and node.args):
                 continue
             holder, argument = dotted(node.func.value), dotted(node.args[0])
             if holder is None or argument is None or node.func.attr not in ("unscale_", "step"):
@@ -207,17 +208,16 @@ def _travel(trees: List[ast.Module], by_path: Dict[str, str], classes: Set[str])
     passed: Set[Tuple[str, str]] = set()
     functions = _functions(trees)
     for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign):
-                right = dotted(node.value)
-                for target in node.targets:
-                    left = dotted(target)
-                    if left and right:
-                        links.add((left, right))
-            elif isinstance(node, ast.Call):
-                passed |= set(_argument_links(node, functions))
-            elif isinstance(node, (ast.For, ast.comprehension)):
-                _loop_role(node, by_path)
+        for assign in nodes_of(tree).assigns:
+            right = dotted(assign.value)
+            for target in assign.targets:
+                left = dotted(target)
+                if left and right:
+                    links.add((left, right))
+        for call in nodes_of(tree).calls:
+            passed.update(_argument_links(call, functions))
+        for loop in nodes_of(tree).iterations:
+            _loop_role(loop, by_path)
     own = frozenset(by_path)
     for _ in range(4):
         for left, right in links:
@@ -240,13 +240,13 @@ def _functions(trees: Iterable[ast.Module]) -> Dict[str, List[str]]:
     """Names of functions, methods and classes (for ``__init__``) with their parameters, ``self`` left out."""
     found: Dict[str, List[str]] = {}
     for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                for item in node.body:
-                    if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                        found.setdefault(node.name, _parameters(item))
-            elif isinstance(node, ast.FunctionDef) and node.name != "__init__":
-                found.setdefault(node.name, _parameters(node))
+        for node in nodes_of(tree).classes:
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                    found.setdefault(node.name, _parameters(item))
+        for function in nodes_of(tree).functions:
+            if function.name != "__init__":
+                found.setdefault(function.name, _parameters(function))
     return found
 
 
@@ -308,9 +308,7 @@ def _fold_children(roles: Roles) -> None:
 
 def _aliases(tree: ast.Module, by_path: Dict[str, str]) -> Iterable[Tuple[str, str]]:
     """``a = wrap(b)``, ``self.a = self.b.c``, where both are models, and ``a`` is not a copy by its name."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Assign):
-            continue
+    for node in nodes_of(tree).assigns:
         source, maker = dotted(node.value), ""
         if isinstance(node.value, ast.Call) and node.value.args:
             source, maker = dotted(node.value.args[0]), dotted(node.value.func) or ""
@@ -325,8 +323,8 @@ def _aliases(tree: ast.Module, by_path: Dict[str, str]) -> Iterable[Tuple[str, s
 
 
 def _optimizer_calls(tree: ast.Module) -> Iterable[OptimizerCall]:
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
+    for node in nodes_of(tree).assigns:
+        if not isinstance(node.value, ast.Call):
             continue
         name = (dotted(node.value.func) or "").rsplit(".", 1)[-1]
         if not re.fullmatch(r"SGD|Adam\w*|RMSprop|Adagrad|Adadelta|LBFGS|NAdam|RAdam|Rprop|ASGD|Adamax|Muon", name):

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Tuple
 
 import torch
 from step_standins import StandInModel
+from step_text import nodes_of
 
 _HEAVY = ("Sequential", "Transformer", "TransformerEncoder", "TransformerDecoder", "LSTM", "GRU", "RNN")
 """PyTorch's own classes that a program may make its model of."""
@@ -62,8 +63,8 @@ def replaceable(
     """The classes of the program that hold no training event and not the region."""
     found: Dict[Tuple[str, str], None] = {}
     for name, tree in trees.items():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ClassDef) or trains(node):
+        for node in nodes_of(tree).classes:
+            if trains(node):
                 continue
             if name != entry or node.name not in region.split("."):
                 found[(name, node.name)] = None
