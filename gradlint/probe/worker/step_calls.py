@@ -7,6 +7,7 @@ names are those of Accelerate, Lightning (and Fabric), apex, DeepSpeed and timm,
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
@@ -16,6 +17,7 @@ from ghost import Ghost, GhostTensor, words
 from ghost_math import combine, gradients_in, weights_of
 from step_consume import Watched
 from step_fabric import Toggled, clip_optimizer
+from step_roles import OPTIMIZER_NAME
 from step_wrapped import WrappedOptimizer, optimizers_in
 
 if TYPE_CHECKING:
@@ -65,16 +67,18 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         return args[0]
     if world.is_model(ghost):
         return world.behind(ghost)(*args, **kwargs)
-    args = tuple(_parameters_in(a) for a in args)
+    text = " ".join(v.gl_name for v in (ghost, *args) if isinstance(v, Ghost))
+    args = tuple(_parameters_in(a, bool(OPTIMIZER_NAME.search(text))) for a in args)
     # a method of a stand-in model depends on the model: model.generate(x), policy.act(inputs)
     sources = (ghost.gl_extra, *args) if isinstance(ghost.gl_extra, torch.nn.Module) else args
     return combine(ghost.gl_name, sources, kwargs, owner=ghost.gl_owner)
 
 
-def _parameters_in(value: Any) -> Any:
-    """An iterator of parameters as a list: whoever is given it takes them all."""
+def _parameters_in(value: Any, optimizer: bool) -> Any:
+    """An iterator of parameters as a list: whoever is given it takes them all, and what makes optimizers is."""
     made_by = value.gi_code.co_filename if isinstance(value, types.GeneratorType) else ""
-    return list(value) if isinstance(value, Watched) or made_by == _MODULE_FILE else value
+    lazy = optimizer and isinstance(value, (filter, map, itertools.chain, types.GeneratorType))
+    return list(value) if lazy or isinstance(value, Watched) or made_by == _MODULE_FILE else value
 
 
 def _decorates(args: Args, kwargs: Kwargs) -> bool:

@@ -10,7 +10,9 @@ from step_record import MAX_PASSES, MAX_ROUNDS, MAX_STEPS, MAX_TOTAL_STEPS, Loop
 from step_same import SameBatch, seed
 
 MAX_QUIET = 20_000
-"""Rounds of a ``while`` loop that trains nothing; a ``for`` loop ends by itself."""
+"""Rounds of a ``while`` loop that trains nothing."""
+MAX_QUIET_ITEMS = 2_000
+"""Items of a ``for`` loop that trains nothing: it prepares data, of which less does as well."""
 MAX_ALL_STEPS = 60
 """Steps after which a path ends, whatever loops it is in."""
 
@@ -68,7 +70,7 @@ def limited(
             if _enough(recorder, loop, before):
                 return
             loop.iteration += 1
-            if endless and loop.iteration >= ASSUMED_LENGTH:
+            if (endless and loop.iteration >= ASSUMED_LENGTH) or loop.quiet >= MAX_QUIET_ITEMS:
                 return
     finally:
         _close(recorder, loop)
