@@ -222,7 +222,8 @@ def _course(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _Course | 
 
 def _spoils(clip: Event, event: Event, waiting: bool) -> bool:
     if event.kind == "clip":
-        return not waiting and not event.logging and event != clip and may_share(clip, event)
+        other = event != clip and event.by_value is clip.by_value
+        return not waiting and not event.logging and other and may_share(clip, event)
     if event.kind != "unknown" or event.doubt != "strong":
         return False
     return waiting or "clip" in event.name.lower() or "grad" in event.name.lower()

@@ -153,6 +153,7 @@ def _candidate(
     step = stepped[0]
     backward = [e for _, e in turn.events("backward")]
     late = [e for _, e in turn.events("unscale") if e.line > clip.line and steps.related(clip, e) is not False]
+    late = [e for e in late if not e.object or e.object in {s.object for s in stepped}]
     held = turn.own_guards(step) - turn.own_guards(clip)
     guarded = any(guard.counter for guard in held)  # an unscale_ in every micro-batch would raise
     remedy = _remedy(steps, clip, stepped, late, guarded) if edit else None

@@ -231,14 +231,17 @@ def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[
 
 def _series(path: Mapping[str, Any], spot: Spot | None) -> Iterator[list[float]]:
     by_optimizer: dict[str, list[Mapping[str, Any]]] = {}
+    by_parameters: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for event in path.get("events", ()):
         if event["kind"] != "step" or event.get("fenced") or event.get("evaluation", 0):
             continue
         if (spot is None or spot.holds(event)) and event.get("accumulated") and "norm_unscaled" in event:
             by_optimizer.setdefault(event["object"], []).append(event)
-    for events in by_optimizer.values():
+            by_parameters.setdefault(tuple(event.get("parameters", ())), []).append(event)
+    anew = max(map(len, by_optimizer.values()), default=0) < 3  # each iteration makes its optimizer
+    for events in by_parameters.values() if anew else by_optimizer.values():
         if len(events) >= 3:
-            own = float(events[2]["accumulated"])
+            own = float(events[0 if anew else 2]["accumulated"])
             yield [float(f"{n:.6g}") for n in (own, *(float(e["norm_unscaled"]) for e in events[:3]))]
 
 

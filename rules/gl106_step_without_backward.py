@@ -2,12 +2,13 @@
 
 ## What it does
 Finds an optimizer step that no path gives a fresh gradient: nothing has run backward since the gradients were
-cleared.
+cleared, or since the same optimizer made its last step.
 
 ## Why it matters
 A step without gradients changes no weight (or lets momentum and weight decay move them). In the order `zero_grad`,
 `step`, `backward` every gradient is computed and then cleared before it is used: the loss is printed, and nothing
-learns.
+learns. A second step in one iteration, such as `optimizer.step()` behind `scaler.step(optimizer)`, applies the same
+gradient twice: the learning rate is not the one that is written, and what the scaler skips is done all the same.
 
 ## Example
 ```python
@@ -46,8 +47,8 @@ for step in range(20):
 ## How it is confirmed
 The statements of the training step run on real PyTorch with recorders, on both branches of conditions that are not
 known. The finding is confirmed if every run of the step found gradients that are missing or exactly 0, although the
-iteration ran to its end. There is no remedy to apply: whether the step or the backward is in the wrong place is for
-the author to say.
+iteration ran to its end; for a second step, if no backward had reached its parameters since the first. There is no
+remedy to apply: whether the step or the backward is in the wrong place is for the author to say.
 
 ## When to ignore it
 When a first step without gradients is made on purpose, to start a schedule.
@@ -64,7 +65,7 @@ from typing import Any
 from gradlint.facts import FileFacts
 from gradlint.facts.step_trace import assumed, kind_of, not_run, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import unfed
+from gradlint.facts.steps_repeat import repeated, unfed
 from gradlint.facts.steps_report import candidate, own_events, proposed, where
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
@@ -92,6 +93,21 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
 
 def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event) -> Candidate:
     backward = [e for _, e in turn.events("backward")]
+    first = repeated(steps, turn, step)
+    if first is not None:
+        return candidate(
+            "GL106",
+            facts,
+            steps,
+            turn,
+            step,
+            [first, *backward[:1]],
+            f"{step.name}() repeats {first.name}() ({where(first, facts.path)}): no backward has run in between, and "
+            "the same gradients are applied twice",
+            f"step {step.object} once in each iteration",
+            related=[(first, "the gradients are used here")],
+            told={"again": True},
+        )
     if backward:
         why = f"{backward[0].name}() ({where(backward[0], facts.path)}) comes only after it"
         help = f"call {backward[0].name}() ahead of {step.name}()"
@@ -120,11 +136,18 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     spot = spot_of(candidate.facts)
     events = [e for path in data.get("paths", ()) for e in path.get("events", ()) if e["kind"] == "step"]
     runs = [e for e in events if spot.holds(e) and not e.get("fenced")]
+    again = candidate.facts.get("again") is True
     if not runs:
         detail = "in the replay the step was not made"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     largest = max(float(e["norm"]) for e in runs)
     measured = {"norm_at_step": float(f"{largest:.6g}"), "steps": len(runs)}
+    if again:
+        fresh = sum(bool(e.get("fresh")) for e in runs)
+        common |= {"measured": {**measured, "fresh": fresh}, "threshold": {"fresh": 0}}
+        if fresh:
+            return Judgement("refuted", detail="a backward ran between the two steps", **common)
+        return Judgement("confirmed", **common)
     common |= {"measured": measured, "threshold": {"norm_at_step": 0.0}}
     if largest > 0.0 or any(e.get("fresh") for e in runs):
         return Judgement("refuted", detail="the step found gradients", **common)

@@ -9,8 +9,8 @@ from gradlint.facts.steps_calls import event_of
 from gradlint.facts.steps_context import Context
 from gradlint.facts.steps_events import Event
 from gradlint.facts.steps_iterators import consumes, lists_parameters, makes_iterator
-from gradlint.facts.steps_objects import pairs, roots
-from gradlint.facts.steps_scopes import own_nodes, spelled
+from gradlint.facts.steps_objects import roots
+from gradlint.facts.steps_scopes import Function, own_nodes, pairs, spelled
 from gradlint.facts.steps_words import OPTIMIZER_CLASSES, OPTIMIZERS, TORCH_CLIPS, callee, words
 
 
@@ -88,6 +88,19 @@ def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context)
     else:
         listed = frame.unit.lines.location(value) if lists_parameters(value) else None
         yield event_of("iterator", node, frame, written, key, value=listed)
+
+
+def iterator_arguments(call: ast.Call, function: Function, frame: Context, inner: Context) -> Iterator[Event]:
+    """Parameters of a helper that this call gives an iterator: ``fit(net, net.parameters())``."""
+    keywords = [(k.arg, k.value) for k in call.keywords if k.arg]
+    for parameter, argument in (*zip(function.parameters, call.args, strict=False), *keywords):
+        if parameter not in inner.unit.iterators or not isinstance(argument, ast.Call):
+            continue
+        if makes_iterator(argument, frame.unit.scopes, frame.scope, frame.unit.cache):
+            key = inner.key(ast.Name(parameter, ast.Load())) or parameter
+            found = roots(argument, frame.key, frame.scope, frame.unit.objects)
+            where = frame.unit.lines.location(argument)
+            yield event_of("iterator", argument, frame, parameter, key, roots=found or frozenset({key}), value=where)
 
 
 def handed_over(call: ast.Call, frame: Context, name: str | None = None) -> Iterator[Event]:

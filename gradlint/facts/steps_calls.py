@@ -105,7 +105,8 @@ def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> E
     listed = next((k.value for k in call.keywords if k.arg in {"parameters", "params"}), first)
     found = roots(listed, frame.key, frame.scope, objects) if listed is not None else frozenset()
     if not certain:
-        doubtful = "clip" in words(last) and listed is not None and _takes_parameters(listed, objects, frame)
+        named = "clip" in words(last) and not last[:1].isupper()
+        doubtful = named and listed is not None and _takes_parameters(listed, objects, frame)
         return event_of("clip", call, frame, roots=found, doubt="strong") if doubtful else None
     of_model = False
     if method and isinstance(call.func, ast.Attribute):
@@ -196,7 +197,7 @@ def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, 
 
     Gives the event, which stands on the line of the loop, and the statement inside that makes it one.
     """
-    for inner in own_nodes(node.body):
+    for inner in _own_part(node):
         if _clears_by_hand(inner):
             reached = roots(node.iter, frame.key, frame.scope, frame.unit.objects)
             where = frame.unit.lines.location(inner)  # type: ignore[arg-type]
@@ -205,6 +206,20 @@ def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, 
             at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
             return dataclasses.replace(event, location=at), _statement_of(inner, node)
     return None
+
+
+def _own_part(loop: ast.For | ast.AsyncFor) -> Iterator[ast.AST]:
+    """The nodes of a loop that are in no loop inside of it; one that does nothing but loop further is one with it."""
+    if len(loop.body) == 1 and isinstance(loop.body[0], (ast.For, ast.AsyncFor)):
+        yield from _own_part(loop.body[0])
+        return
+    inner = {
+        id(n)
+        for nested in own_nodes(loop.body)
+        if isinstance(nested, (ast.For, ast.AsyncFor, ast.While))
+        for n in ast.walk(nested)
+    }
+    yield from (n for n in own_nodes(loop.body) if id(n) not in inner)
 
 
 def _statement_of(inner: ast.AST, loop: ast.For | ast.AsyncFor) -> ast.stmt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gradlint.facts.steps_events import Frame, Lines
 from gradlint.facts.steps_iterators import binds_iterator, iterator_names
@@ -12,6 +12,8 @@ from gradlint.facts.steps_objects import Objects, read_objects
 from gradlint.facts.steps_project import ScopeCache
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, Scopes, own_nodes, spelled
 from gradlint.facts.steps_words import BUILTINS, EVENTS, STRONG, callee, words
+
+_UP_TO = (ast.GtE, ast.Gt, ast.Eq)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Unit:
     iterators: frozenset[str]
     """The names that are somewhere bound to an iterator of parameters."""
     counters: frozenset[str]
-    """Names and attributes that are somewhere assigned a condition with a remainder: ``update = i % k == 0``."""
+    """Names and attributes that tell micro-batches apart: somewhere assigned a condition with a remainder
+    (``update = i % k == 0``), or set back to 0 where they reached a limit."""
     cache: ScopeCache
     """The files of the project that were read."""
 
@@ -41,7 +44,8 @@ class Context:
     unit: Unit
     scope: Scope
     names: Mapping[str, str]
-    """Local names that stand for objects of the caller: ``opt`` for ``self.optimizer``."""
+    """Local names that stand for objects of the caller: ``opt`` for ``self.optimizer``; and attributes of helper
+    objects that stand for what their constructors were given: ``engine.optimizer`` for ``optimizer``."""
     selves: Mapping[str, Class]
     """The names of ``self``, here and in enclosing methods, with the class of the object."""
     owner: Class | None
@@ -57,7 +61,10 @@ class Context:
             return self.names.get(expr.id, expr.id)
         if isinstance(expr, ast.Attribute):
             owner = self.key(expr.value)
-            return f"{owner}.{expr.attr}" if owner else None
+            if not owner:
+                return None
+            whole = f"{owner}.{expr.attr}"
+            return self.names.get(whole, whole)
         if isinstance(expr, ast.Subscript):
             owner = self.key(expr.value)
             return f"{owner}[{ast.unparse(expr.slice)}]" if owner else None
@@ -118,6 +125,9 @@ def _counters(scopes: Scopes) -> frozenset[str]:
     found: set[str] = set()
     for scope in (scopes.module, *(f.scope for f in scopes.functions)):
         for node in own_nodes(scope.node.body):
+            if isinstance(node, ast.If):
+                found.update(_reset_counters(node))
+                continue
             if not isinstance(node, ast.Assign) or not isinstance(node.value, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
                 continue
             if any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mod) for n in ast.walk(node.value)):
@@ -125,11 +135,26 @@ def _counters(scopes: Scopes) -> frozenset[str]:
     return frozenset(name.rsplit(".", 1)[-1] for name in found if name)
 
 
-def aliases(scope: Scope, names: Mapping[str, str]) -> dict[str, str]:
+def _reset_counters(node: ast.If) -> Iterator[str]:
+    """What counts up to a limit and begins again: ``if seen >= batches: ...; seen = 0``."""
+    tests = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
+    left = {spelled(t.left) for t in tests if isinstance(t, ast.Compare) and isinstance(t.ops[0], _UP_TO)}
+    for inner in node.body:
+        if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Constant) and inner.value.value == 0:
+            yield from (p for p in map(spelled, inner.targets) if p is not None and p in left)
+
+
+def aliases(scope: Scope, names: Mapping[str, str], unit: Unit) -> dict[str, str]:
     """``opt = self.optimizer``: the local name stands for the object, if it is bound once."""
     found = dict(names)
     for name, binding in scope.names.items():
         if len(binding.values) != 1 or binding.opaque or name in found:
+            continue
+        if isinstance(binding.values[0], ast.Call):
+            for attribute, given in _handed_on(binding.values[0], scope, unit):
+                root, _, rest = given.partition(".")
+                root = found.get(root, root)
+                found[f"{name}.{attribute}"] = f"{root}.{rest}" if rest else root
             continue
         chain = spelled(binding.values[0])
         if chain and chain != name and chain not in BUILTINS:
@@ -137,6 +162,25 @@ def aliases(scope: Scope, names: Mapping[str, str]) -> dict[str, str]:
             root = found.get(root, root)
             found[name] = f"{root}.{rest}" if rest else root
     return found
+
+
+def _handed_on(call: ast.Call, scope: Scope, unit: Unit) -> Iterator[tuple[str, str]]:
+    """``engine = Engine(model, optimizer)``: the attributes that are what the constructor was given, with that."""
+    if not (call.args or call.keywords) or not callee(call)[:1].isupper():
+        return
+    cls = unit.cache.class_of(call.func, scope, unit.path)
+    if cls is None or any(base.endswith("Module") for base in unit.cache.base_names(cls)):
+        return
+    kept = unit.cache.kept_arguments(cls)
+    made = unit.cache.method(cls, "__init__")
+    if not kept or made is None:
+        return
+    given = dict(zip(made.parameters[1:], call.args, strict=False))
+    given.update({k.arg: k.value for k in call.keywords if k.arg})
+    for attribute, parameter in kept.items():
+        chain = spelled(given[parameter]) if parameter in given else None
+        if chain and chain not in BUILTINS:
+            yield attribute, chain
 
 
 def _callers(calls: Mapping[Function, set[str]], found: set[Function]) -> frozenset[FunctionNode]:

@@ -29,7 +29,23 @@ def iterator_names(scopes: Scopes, cache: ScopeCache) -> frozenset[str]:
                     key = spelled(target)
                     if key:
                         found.add(key)
+            elif isinstance(node, ast.Call) and (node.args or node.keywords):
+                for parameter, argument in _handed(node, scopes, scope):
+                    if makes_iterator(argument, scopes, scope, cache):
+                        found.add(parameter)
     return frozenset(found)
+
+
+def _handed(call: ast.Call, scopes: Scopes, scope: Scope) -> Iterator[tuple[str, ast.expr]]:
+    """The parameters of a function of this file with the calls that are handed over as their values."""
+    if not any(isinstance(a, ast.Call) for a in (*call.args, *(k.value for k in call.keywords))):
+        return
+    binding = scope.lookup(call.func.id) if isinstance(call.func, ast.Name) else None
+    if binding is not None and binding.functions and not binding.values and not binding.opaque:
+        function = binding.functions[-1]
+        positional = zip(function.parameters, call.args, strict=False)
+        yield from ((p, a) for p, a in positional if isinstance(a, ast.Call))
+        yield from ((k.arg, k.value) for k in call.keywords if k.arg and isinstance(k.value, ast.Call))
 
 
 def binds_iterator(scope: Scope, scopes: Scopes, cache: ScopeCache) -> bool:
@@ -121,6 +137,8 @@ def consumes(call: ast.Call, name: str | None) -> bool:
     """Whether a call runs through the iterators among its arguments (optimizers and clips apart)."""
     if isinstance(call.func, ast.Name) and name is None:
         return call.func.id in _EAGER
+    if name == "deepspeed.initialize":
+        return True
     return name is not None and name.rsplit(".", 1)[-1] in _EAGER_TORCH and name.startswith("torch.")
 
 

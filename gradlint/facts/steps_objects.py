@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from gradlint.facts.steps_project import ScopeCache
-from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, spelled
+from gradlint.facts.steps_scopes import Class, Scope, Scopes, own_nodes, pairs, spelled
 from gradlint.facts.steps_words import (
     MODEL_METHODS,
     MODELS,
@@ -242,19 +242,6 @@ def written(expr: ast.expr) -> str | None:
         owner = written(expr.value)
         return f"{owner}.{expr.attr}" if owner else None
     return expr.id if isinstance(expr, ast.Name) else None
-
-
-def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """The single assignments of one statement, through tuples of equal length."""
-    if (
-        isinstance(target, (ast.Tuple, ast.List))
-        and isinstance(value, (ast.Tuple, ast.List))
-        and len(target.elts) == len(value.elts)
-    ):
-        for left, right in zip(target.elts, value.elts, strict=True):
-            yield from pairs(left, right)
-    else:
-        yield target, value
 
 
 def _here(key: str, scope: Scope) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
-from gradlint.facts.steps_scopes import Class, Function, Scope, Scopes, read_scopes, spelled
+from gradlint.facts.steps_scopes import Class, Function, Scope, Scopes, own_nodes, pairs, read_scopes, spelled
 
 Located = "tuple[ast.stmt, Source]"
 
@@ -35,6 +35,7 @@ class ScopeCache:
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
         self._scopes: dict[str, Scopes] = {}
+        self._kept: dict[Class, dict[str, str]] = {}
         self._located: dict[tuple[str, str], tuple[ast.stmt, Source] | None] = {}
 
     def add(self, source: Source) -> Scopes:
@@ -102,3 +103,28 @@ class ScopeCache:
             if name in base.methods and not (skip_own and index == 0):
                 return base.methods[name]
         return None
+
+    def kept_arguments(self, cls: Class) -> dict[str, str]:
+        """The attributes that ``__init__`` binds to a parameter of its own, and nothing binds otherwise."""
+        if cls not in self._kept:
+            self._kept[cls] = _kept(self.method(cls, "__init__"), cls)
+        return self._kept[cls]
+
+
+def _kept(made: Function | None, cls: Class) -> dict[str, str]:
+    if made is None or not made.parameters:
+        return {}
+    found: dict[str, str] = {}
+    bound: dict[str, int] = {}
+    for method in {made, *cls.methods.values()}:
+        receiver = method.parameters[0] if method.parameters else ""
+        for node in own_nodes(method.node.body):
+            if not isinstance(node, ast.Assign):
+                continue
+            for target, value in (p for t in node.targets for p in pairs(t, node.value)):
+                if not isinstance(target, ast.Attribute) or spelled(target.value) != receiver:
+                    continue
+                bound[target.attr] = bound.get(target.attr, 0) + 1
+                if method is made and isinstance(value, ast.Name) and value.id in made.parameters[1:]:
+                    found[target.attr] = value.id
+    return {attribute: parameter for attribute, parameter in found.items() if bound[attribute] == 1}

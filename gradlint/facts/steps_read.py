@@ -8,7 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 
 from gradlint.facts.cfg import Guard, Splice, Stop
-from gradlint.facts.steps_assign import assigned_events, consumed, given_away, handed_over, reads_gradients
+from gradlint.facts.steps_assign import (
+    assigned_events,
+    consumed,
+    given_away,
+    handed_over,
+    iterator_arguments,
+    reads_gradients,
+)
 from gradlint.facts.steps_calls import (
     backward_event,
     clearing_loop,
@@ -26,12 +33,12 @@ from gradlint.facts.steps_objects import roots
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, spelled
 from gradlint.facts.steps_words import (
+    BACKWARDS,
     CLEARS,
     FUNCTION_CLEARS,
     SCALES,
     STANDARD,
     STOPS,
-    WRAPPERS,
     callee,
     last_name,
     word_set,
@@ -88,7 +95,7 @@ class StepReader:
         scopes = self.unit.scopes
         if function is None:
             frame = Frame("", self.unit.path, 1, None)
-            return Context(self.unit, scopes.module, aliases(scopes.module, {}), {}, None, (frame,), ())
+            return Context(self.unit, scopes.module, aliases(scopes.module, {}, self.unit), {}, None, (frame,), ())
         selves: dict[str, Class] = {}
         owner = function.owner
         enclosing: Scope | None = function.scope
@@ -99,7 +106,7 @@ class StepReader:
                 owner = owner or outer.owner
             enclosing = enclosing.parent
         frame = Frame(function.qualname, self.unit.path, function.node.lineno, None)
-        names = aliases(function.scope, {})
+        names = aliases(function.scope, {}, self.unit)
         return Context(self.unit, function.scope, names, selves, owner, (frame,), (function.node,))
 
     def was_silent(self, key: object) -> None:
@@ -228,7 +235,10 @@ class StepReader:
             self.entered.add(function.node)
             if _decorated(function, unit):
                 yield event_of("unknown", call, frame, doubt="clearing")
-            yield Splice(function.node.body, self._enter(call, frame, target), function.node)
+            inside = self._enter(call, frame, target)
+            if unit.iterators and target.cls is None and not target.arguments:
+                yield from iterator_arguments(call, function, frame, inside)
+            yield Splice(function.node.body, inside, function.node)
         elif function.node in unit.training:
             yield event_of("unknown", call, frame, doubt="strong")
 
@@ -266,6 +276,9 @@ class StepReader:
         owner = frame.key(function.value) or ""
         attr = function.attr
         if attr in {"backward", "manual_backward"}:
+            yield backward_event(call, frame)
+        elif attr in BACKWARDS and any("loss" in words(spelled(argument) or "") for argument in call.args):
+            yield event_of("unknown", call, frame, doubt="clearing")
             yield backward_event(call, frame)
         elif attr in {"accumulate", "no_sync", "no_backward_sync"} and isinstance(call.func, ast.Attribute):
             if attr == "accumulate" and "accelerator" in words(owner):
@@ -449,7 +462,7 @@ class StepReader:
         if written in objects.instances:
             return objects.instances[written]
         names = objects.made_by.get(written, frozenset())
-        if len(names) != 1 or WRAPPERS & set(words(last_name(written))):
+        if len(names) != 1 or {"accelerator", "fabric"} & set(words(last_name(written))):
             return None
         (name,) = names
         if "." not in name or name.split(".")[0] in STANDARD or not name.rsplit(".", 1)[-1][:1].isupper():
@@ -481,7 +494,7 @@ class StepReader:
         assert function is not None
         unit = self.unit_of(function.path)
         inside = _encloses(function.scope, frame.scope)
-        names = dict(frame.names) if inside else {}
+        names = dict(frame.names) if inside else {n: key for n, key in frame.names.items() if "." in n}
         parameters = list(function.parameters)
         selves = dict(frame.selves) if inside else {}
         if function.receiver and target.cls is not None:
@@ -503,7 +516,7 @@ class StepReader:
         return Context(
             unit,
             function.scope,
-            aliases(function.scope, names),
+            aliases(function.scope, names, unit),
             selves,
             function.owner or frame.owner,
             (*frame.frames, entry),

@@ -46,16 +46,29 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
     objects = steps.objects
     if objects is None or objects.own(step.object) in objects.engines:
         return False
-    if _clears_by_event(steps, turn) or _another_each_turn(turn, step) or _wraps_an_unread_optimizer(steps, step):
+    anew = _made_of_what_stays(turn, step)
+    if _clears_by_event(steps, turn) or _wraps_an_unread_optimizer(steps, step):
+        return False
+    if not anew and _another_each_turn(turn, step):
         return False
     for _, event in turn.events():
-        if event.kind == "zero_grad" and steps.related(event, step) is not False:
+        if event.kind == "zero_grad" and steps.related(event, step) is not False and not _apart(steps, event, step):
             return False
         if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given):
             return False
-        if event.kind == "make":
+        if event.kind == "make" and not (anew and event.object == step.object):
             return False
     return True
+
+
+def _made_of_what_stays(turn: Turn, step: Event) -> bool:
+    """Whether each turn makes a new optimizer of parameters that stay: their gradients stay with them."""
+    made = [e for _, e in turn.events("make") if e.object == step.object]
+    if turn.loop is None or not made or not all(e.roots for e in made):
+        return False
+    bound = turn.region.graph.bound[turn.loop] | turn.region.graph.targets[turn.loop]
+    roots = frozenset().union(*(e.roots for e in made))
+    return not any(root in bound or root.split(".")[0] in bound - {"self"} for root in roots)
 
 
 def _clears_by_event(steps: StepFacts, turn: Turn) -> bool:
@@ -219,7 +232,11 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     start: Phase = "none" if not region.qualname or turn.loop is not None else "unknown"
     found = phases(steps, region.graph, step, start).get(index, frozenset())
     inside = phases(steps, turn.graph, step).get(index, frozenset())
-    if not found or not found <= {"none", "cleared", "dropped", "spent"} or "dropped" in inside or _doubtful(turn):
+    if _doubtful(turn):
+        return None
+    if found == inside == frozenset({"consumed"}):
+        return turn if repeated(steps, turn, step) is not None else None
+    if not found or not found <= {"none", "cleared", "dropped", "spent"} or "dropped" in inside:
         return None
     if inside == frozenset({"spent"}):
         return turn
@@ -232,6 +249,20 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     else:
         apart = "dropped" not in found and turn.loop is not None
     return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
+
+
+def repeated(steps: StepFacts, turn: Turn, step: Event) -> Event | None:
+    """The step of the same optimizer, ahead of this one in its own loop, whose gradients it finds used already."""
+    index = next(k for k, e in turn.events("step") if e == step)
+    if phases(steps, turn.graph, step).get(index, frozenset()) != {"consumed"}:
+        return None
+    loops = turn.graph.nodes[index].loops
+    before = [
+        e
+        for k, e in turn.events("step")
+        if k < index and e.object == step.object and e.location != step.location and turn.graph.nodes[k].loops == loops
+    ]
+    return before[-1] if before else None
 
 
 def _alone_with_its_parameters(steps: StepFacts, turn: Turn, step: Event) -> bool:

@@ -104,9 +104,13 @@ def _inner_frames(place: Event, others: Sequence[Event], outer: Frame, path: str
 
 
 def entered_at(event: Event, path: str) -> tuple[int, ...]:
-    """The line of an event in the file ``path``; of the call that leads to it, where it is in another."""
+    """The line of an event in the file ``path``; of the call that leads to it, where it is in another.
+
+    A loop that clears by hand does it on a line of its own.
+    """
     if event.path == path:
-        return (event.line,)
+        inside = event.value.line if event.kind == "zero_grad" and event.value is not None else event.line
+        return (event.line, inside) if inside != event.line else (event.line,)
     calls = [
         inner.call.line
         for outer, inner in itertools.pairwise(event.frames)

@@ -228,3 +228,16 @@ def _qualname(scope: Scope, name: str) -> str:
         return name
     inside_function = not isinstance(scope.node, ast.ClassDef)
     return f"{scope.qualname}.<locals>.{name}" if inside_function else f"{scope.qualname}.{name}"
+
+
+def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """The single assignments of one statement, through tuples of equal length."""
+    if (
+        isinstance(target, (ast.Tuple, ast.List))
+        and isinstance(value, (ast.Tuple, ast.List))
+        and len(target.elts) == len(value.elts)
+    ):
+        for left, right in zip(target.elts, value.elts, strict=True):
+            yield from pairs(left, right)
+    else:
+        yield target, value

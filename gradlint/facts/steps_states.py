@@ -104,13 +104,16 @@ def _tracked(graph: Graph[Event]) -> frozenset[str]:
 
 
 def guards_held(graph: Graph[Event]) -> dict[int, frozenset[Guard]]:
-    """The conditions that hold before each node on every path from the entry."""
+    """The conditions that hold before each node on every path from the entry.
+
+    What a counter decided stays decided where it begins anew: ``if seen == length: seen = 0; optimizer.step()``.
+    """
 
     def transfer(node: Node[Event], held: frozenset[Guard]) -> frozenset[Guard]:
         if node.label == "assume":
             return held | frozenset(node.guards)
         if node.label == "bind":
-            return frozenset(guard for guard in held if not guard.names & node.bound)
+            return frozenset(guard for guard in held if guard.counter or not guard.names & node.bound)
         return held
 
     return solve(graph, {graph.entry: frozenset()}, transfer, frozenset.intersection)

@@ -22,6 +22,8 @@ SCALES = word_set("mul_ div_ clamp_ nan_to_num_")
 """What is done to a gradient in place that makes none where there was none."""
 FUNCTION_CLEARS = CLEARS | word_set("zero_gradients clear_grads")
 EVENTS = CLEARS | METHOD_CLIPS | word_set("backward manual_backward step unscale_")
+BACKWARDS = word_set("_backward do_backward run_backward backward_loss loss_backward backward_pass _manual_backward")
+"""Methods that cannot be read, and are given a loss: they run its backward."""
 STOPS = word_set("sys.exit os._exit exit quit")
 
 OPTIMIZER_CLASSES = word_set(

@@ -131,6 +131,9 @@ def _number(value: Any) -> Optional[Any]:
 def binary(symbol: str, left: Any, right: Any) -> Any:
     """Arithmetic with a ghost on at least one side. Scaling by a known number is exact."""
     name = f"({short(left, False)} {symbol} {short(right, False)})"
+    counted = _counted(symbol, left, right)
+    if counted is not None:
+        return counted
     factor: Any = _number(right)
     if isinstance(left, GhostTensor) and factor is not None and symbol in ("*", "/"):
         return GhostTensor(name, left.gl_value * factor if symbol == "*" else left.gl_value / factor)
@@ -146,6 +149,19 @@ def binary(symbol: str, left: Any, right: Any) -> Any:
     for part in parts[1:]:
         total = total + part
     return GhostTensor(name, total)
+
+
+def _counted(symbol: str, left: Any, right: Any) -> Optional[int]:
+    """``length - 1``, where the length of an accumulation window was assumed."""
+    if symbol not in ("+", "-") or not ((type(left) is Ghost) ^ (type(right) is Ghost)):
+        return None
+    unknown, known = (left, right) if type(left) is Ghost else (right, left)
+    count: Optional[int] = world().count(unknown) if type(known) is int else None
+    if count is None:
+        return None
+    if symbol == "+":
+        return count + int(known)
+    return count - int(known) if unknown is left else int(known) - count
 
 
 def _unary(value: Ghost) -> Any:

@@ -35,6 +35,10 @@ class World:
         """The number an unknown ``k`` stands for in ``i % k``."""
         return 1
 
+    def count(self, ghost: Ghost) -> Optional[int]:
+        """The number an unknown stands for where it counts the micro-batches of a step; None where it does not."""
+        return None
+
     def number(self, ghost: Ghost) -> float:
         """The number an unknown stands for where real arithmetic needs one."""
         return 1.0

@@ -11,6 +11,8 @@ import copy
 import re
 from typing import Any, Callable, Dict, Set, Union
 
+from step_nodes import dotted
+
 _COUNT = re.compile(r"accum|grad_acc|micro_?batch", re.IGNORECASE)
 
 
@@ -19,7 +21,9 @@ def widen(tree: ast.Module) -> ast.Module:
     copied = copy.deepcopy(tree)
     called: Set[int] = {id(node.func) for node in ast.walk(copied) if isinstance(node, ast.Call)}
     inner = {id(node.value) for node in ast.walk(copied) if isinstance(node, ast.Attribute)}
-    widened = _Widener(called | inner).visit(copied)
+    counted = {dotted(node.target) for node in ast.walk(copied) if isinstance(node, ast.AugAssign)}
+    kept = {id(node) for node in ast.walk(copied) if isinstance(node, ast.expr) and dotted(node) in counted - {None}}
+    widened = _Widener(called | inner | kept).visit(copied)
     assert isinstance(widened, ast.Module)
     return ast.fix_missing_locations(widened)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from typing import List
+from typing import FrozenSet, List, Set
 
 from step_nodes import at, call, dotted, string
+from step_text import nodes_of
 
 _OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
 
@@ -14,11 +15,25 @@ def _tuple(values: List[ast.expr]) -> ast.Tuple:
     return ast.Tuple(elts=values, ctx=ast.Load())
 
 
+def window_counters(tree: ast.Module) -> FrozenSet[str]:
+    """Paths that count the micro-batches of a window: ``n += 1``, and back to 0 where ``n >= length``."""
+    nodes = nodes_of(tree)
+    found: Set[str] = set()
+    for node in nodes.branches:
+        tests = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
+        compared = {dotted(t.left) for t in tests if isinstance(t, ast.Compare)}
+        for inner in node.body:
+            if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Constant) and inner.value.value == 0:
+                found.update(p for p in map(dotted, inner.targets) if p is not None and p in compared)
+    return frozenset(found)
+
+
 class Expressions(ast.NodeTransformer):
     """``not x``, ``x is None`` and conditional expressions, so that they know ghosts; ``__name__`` of a script."""
 
-    def __init__(self, is_main: bool) -> None:
+    def __init__(self, is_main: bool, counters: FrozenSet[str] = frozenset()) -> None:
         self.is_main = is_main
+        self.counters = counters
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id == "__name__" and self.is_main:
@@ -43,7 +58,8 @@ class Expressions(ast.NodeTransformer):
                 return at(call("_gl_same", node.left, right, negated), node)
         operator = _OPERATORS.get(type(node.ops[0])) if len(node.ops) == 1 else None
         if operator is not None and not any(isinstance(v, ast.Constant) for v in (node.left, node.comparators[0])):
-            return at(call("_gl_compare", string(operator), node.left, node.comparators[0]), node)
+            counts = ast.Constant(value=dotted(node.left) in self.counters)
+            return at(call("_gl_compare", string(operator), node.left, node.comparators[0], counts), node)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

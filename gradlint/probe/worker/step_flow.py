@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from step_called import Calls
+from step_expressions import window_counters
 from step_nodes import dotted
 from step_text import Definition, Nodes, Repeating, nodes_of
 
@@ -28,6 +29,8 @@ class Flow:
     relevant: Set[Place] = field(default_factory=set)
     loops: Set[str] = field(default_factory=set)
     """Names of functions that hold a loop round events."""
+    counting: Set[Place] = field(default_factory=set)
+    """Guards that ask a counter, which comes to what they wait for by itself."""
     training: Set[Place] = field(default_factory=set)
     """Loops that hold a training event."""
     stepping: Set[Place] = field(default_factory=set)
@@ -59,12 +62,20 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         calls.hidden = True
         flow.backprop = flow.eventful
     for name, tree in trees.items():
+        counters = window_counters(tree)
+        flow.counting.update(
+            (name, n.test.lineno) for n in nodes_of(tree).branches if any(dotted(t) in counters for t in _parts(n.test))
+        )
         reader = _Reader(name, wanted if name == entry else set(), hot, flow, calls)
         reader.steppers = steppers
         reader.block(tree.body, [])
         reader.loops(nodes_of(tree))
         reader.scalers(nodes_of(tree))
     return flow
+
+
+def _parts(test: ast.expr) -> Iterable[ast.expr]:
+    return (n for n in ast.walk(test) if isinstance(n, ast.expr))
 
 
 def _callers(definitions: Sequence[Tuple[str, Definition]], found: Set[str], calls: Calls) -> Set[str]:

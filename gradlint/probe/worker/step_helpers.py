@@ -146,9 +146,12 @@ class Helpers:
             return Ghost(name, key=name, negated=negated, hint=False)
         return (left is not right) if negated else (left is right)
 
-    def _compare(self, name: str, left: Any, right: Any) -> Any:
-        """A comparison; of a counter with an accumulation count that is not known, with the one that is assumed."""
-        if type(left) is int and isinstance(right, Ghost) and is_count(right):
+    def _compare(self, name: str, left: Any, right: Any, counts: bool = False) -> Any:
+        """A comparison; of a counter with an accumulation count that is not known, with the one that is assumed.
+
+        ``counts``: whether the program shows that ``left`` counts micro-batches.
+        """
+        if type(left) is int and type(right) is Ghost and (counts or is_count(right)):
             right = self.world.modulus(right)
         elif type(right) is int and isinstance(left, Ghost) and is_count(left):
             left = self.world.modulus(left)

@@ -13,6 +13,8 @@ MAX_QUIET = 20_000
 """Rounds of a ``while`` loop that trains nothing."""
 MAX_QUIET_ITEMS = 2_000
 """Items of a ``for`` loop that trains nothing: it prepares data, of which less does as well."""
+MAX_MICRO_BATCHES = 16
+"""Rounds of a ``for`` loop that runs backward while the step stands outside of it."""
 MAX_ALL_STEPS = 60
 """Steps after which a path ends, whatever loops it is in."""
 
@@ -70,6 +72,8 @@ def limited(
             if _enough(recorder, loop, before):
                 return
             loop.iteration += 1
+            if brief and loop.gathering >= MAX_MICRO_BATCHES:
+                return
             if (endless and loop.iteration >= ASSUMED_LENGTH) or loop.quiet >= MAX_QUIET_ITEMS:
                 return
     finally:

@@ -34,13 +34,20 @@ def start() -> None:
     _OPEN_STEPS.clear()
 
 
+MAX_EVALUATIONS = {"max_iter": 3, "max_eval": 4}
+"""What one step of LBFGS may do: a few evaluations of the closure show what it does."""
+
+
 def make_groups_real(optimizer: Optimizer) -> None:
-    """A learning rate that a schedule or the program set to an unknown becomes a number again."""
+    """A learning rate that a schedule or the program set to an unknown becomes a number again; long steps get short."""
     for group in optimizer.param_groups:
         for name, value in list(group.items()):
             if name != "params" and holds_ghost(value):
                 default = optimizer.defaults.get(name)
                 group[name] = ASSUMED_LR if default is None or holds_ghost(default) else default
+        for name, most in MAX_EVALUATIONS.items():
+            if type(group.get(name)) is int:
+                group[name] = min(group[name], most)
 
 
 @dataclass

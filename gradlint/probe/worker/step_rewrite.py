@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import ast
 import copy
-from typing import Container, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
 
-from step_expressions import Expressions
+from step_expressions import Expressions, window_counters
 from step_nodes import at, call, dotted, guard, load, names_of, store, string
 
 RERAISED = frozenset({"StopIteration", "KeyError", "IndexError", "AttributeError", "AssertionError", "ValueError"})
@@ -37,31 +37,46 @@ def rewrite(
     roles: Dict[str, str],
     is_main: bool,
     capture: str = "",
-    iterators: Container[Tuple[int, str]] = (),
+    iterators: FrozenSet[Tuple[int, str]] = frozenset(),
 ) -> ast.Module:
     """``tree``, changed in place so that it runs on ghosts.
 
     ``is_main``: whether ``__name__`` is ``"__main__"``. ``capture``: the qualified name of a nested function to
     report (``_gl_defined``) when it is defined. ``iterators``: lines with the paths bound there that are watched.
     """
-    writer = _Writer(roles, is_main, capture, iterators)
+    writer = _Writer(roles, is_main, capture, iterators, window_counters(tree))
     head = [s for s in tree.body if isinstance(s, ast.ImportFrom) and s.module == "__future__"]
     body = [s for s in tree.body if s not in head]
     tree.body = [*head, *writer.block(body, frozenset())]
     return tree
 
 
+class _Watching(ast.Call):
+    """A call of ``_gl_iterator``."""
+
+
+def _watched(value: ast.expr, line: int, path: str) -> ast.expr:
+    if not isinstance(value, ast.Call) or value.lineno != line:
+        return value
+    return at(_Watching(load("_gl_iterator"), [value, string(path)], []), value)
+
+
 class _Writer:
     """Rewrites statement lists; ``seen`` is the set of exceptions the user's code wants to see."""
 
     def __init__(
-        self, roles: Dict[str, str], is_main: bool, capture: str, iterators: Container[Tuple[int, str]]
+        self,
+        roles: Dict[str, str],
+        is_main: bool,
+        capture: str,
+        iterators: FrozenSet[Tuple[int, str]],
+        counters: FrozenSet[str],
     ) -> None:
         self.roles = roles
         self.iterators = iterators
         self.capture = [part for part in capture.split(".") if part != "<locals>"]
         self.path: List[str] = []
-        self.expressions = Expressions(is_main)
+        self.expressions = Expressions(is_main, counters)
 
     def block(self, statements: Sequence[ast.stmt], seen: FrozenSet[str]) -> List[ast.stmt]:
         """The rewritten statements; never empty."""
@@ -131,6 +146,7 @@ class _Writer:
             return self._annotated(node, seen)
         names = self._loads(node)
         counter = self._counter(node)
+        self._watch_arguments(node)
         plain = self.expressions.visit(node)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
             path = dotted(node.targets[0])
@@ -231,6 +247,20 @@ class _Writer:
             return []
         watched = call("_gl_iterator", _read(target), string(path))
         return [guard(ast.Assign(targets=[copy.deepcopy(target)], value=watched), [ast.Pass()])]
+
+    def _watch_arguments(self, node: ast.stmt) -> None:
+        """Watch the iterators that a call is given where they are made: ``fit(net, net.parameters())``."""
+        for line, path in self.iterators:
+            if not node.lineno <= line <= (node.end_lineno or node.lineno):
+                continue
+            if isinstance(node, ast.Assign) and path in map(dotted, node.targets):
+                continue
+            for made in [n for n in ast.walk(node) if isinstance(n, ast.Call)]:  # outer ones first
+                made.args = [_watched(a, line, path) for a in made.args]
+                for keyword in made.keywords:
+                    keyword.value = _watched(keyword.value, line, path)
+                if any(isinstance(a, _Watching) for a in (*made.args, *(k.value for k in made.keywords))):
+                    break
 
     def _loads(self, node: ast.AST) -> List[str]:
         """Names and paths of models read in ``node``, in order, without repetition."""

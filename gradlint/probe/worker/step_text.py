@@ -21,6 +21,7 @@ class Nodes:
     assigns: List[ast.Assign] = field(default_factory=list)
     iterations: List[Union[ast.For, ast.comprehension]] = field(default_factory=list)
     conditionals: List[ast.IfExp] = field(default_factory=list)
+    branches: List[ast.If] = field(default_factory=list)
     attributes: List[ast.Attribute] = field(default_factory=list)
     classes: List[ast.ClassDef] = field(default_factory=list)
     functions: List[Definition] = field(default_factory=list)
@@ -40,6 +41,8 @@ def nodes_of(tree: ast.Module) -> Nodes:
             nodes.attributes.append(node)
         elif isinstance(node, ast.Assign):
             nodes.assigns.append(node)
+        elif isinstance(node, ast.If):
+            nodes.branches.append(node)
         elif isinstance(node, ast.IfExp):
             nodes.conditionals.append(node)
         elif isinstance(node, ast.comprehension):

@@ -39,6 +39,10 @@ _NO_LAYER = re.compile(
 """Names of what a module may hold that is no layer with parameters."""
 
 
+MAX_WAITS = 12
+"""Times that a guard that asks a counter is answered as it comes, before it is led to the calls of interest."""
+
+
 def is_count(ghost: Ghost) -> bool:
     """Whether an unknown is, by its name, the length of an accumulation window."""
     return bool(_COUNT_NAMES.search(ghost.gl_name.rsplit(".", 1)[-1]))
@@ -70,6 +74,8 @@ class RunWorld(World):
         self._values = {name[5:] if name.startswith("self.") else name: _literal(v) for name, v in values.items()}
         self._hidden: Dict[int, Any] = {}
         self._early = -1
+        self._counted: Set[str] = set()
+        self._waited: Dict[Place, int] = {}
         self.forced: Optional[Set[Place]] = None
         """Set where known guards, too, are answered towards the calls of interest; but not those in it."""
         self.passed: Set[Place] = set()
@@ -139,6 +145,9 @@ class RunWorld(World):
             self.passed.add(place)
         if wanted is answer or self.forced is None or place in self.forced:
             return answer
+        self._waited[place] = self._waited.get(place, 0) + 1
+        if place in self.flow.counting and self._waited[place] <= MAX_WAITS:
+            return answer
         line = str(frame.f_lineno) if module == self.recorder.entry else f"{module}:{frame.f_lineno}"
         self.guards.setdefault(line, wanted)
         return wanted
@@ -156,7 +165,12 @@ class RunWorld(World):
     def modulus(self, ghost: Ghost) -> int:
         """An unknown accumulation count: 1, and 2 on the path that flips it; 4 where all batches are alike."""
         module, line, _ = self.recorder.where()
+        self._counted.add(ghost.gl_key)
         return self._count(ghost, (module, line) in self.flow.relevant)
+
+    def count(self, ghost: Ghost) -> Optional[int]:
+        """See :meth:`modulus`."""
+        return self.modulus(ghost) if is_count(ghost) or ghost.gl_key in self._counted else None
 
     def window(self, ghost: Ghost) -> int:
         """The same where a framework does the counting."""
