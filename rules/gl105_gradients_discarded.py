@@ -61,6 +61,7 @@ When a step is meant to move the weights by momentum or weight decay alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -88,8 +89,30 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
     for found in own_events(facts, "zero_grad"):
         proposals = [_suspect(facts, steps, *one) for one in found]
         first = proposals[0]
+        calls = {event.frames[-1].call for *_, event in found}
+        if len(calls) > 1:
+            alone = [_at_call(facts, steps, *place) for place in found]
+            lost = {one.location: one for one in alone if one is not None}
+            if lost and len(lost) < len(calls):
+                yield from lost.values()
+                continue
         if first is not None and all(one is not None for one in proposals):
             yield first
+
+
+def _at_call(facts: FileFacts, steps: StepFacts, region: Region, index: int, clear: Event) -> Candidate | None:
+    """The call of a helper that does nothing but clear, where what it clears is lost at this call and not at others."""
+    turn, call = turn_of(region, index), clear.frames[-1].call
+    step = dropped_at(steps, turn, index, clear) if turn is not None else None
+    if turn is None or step is None or call is None or len(clear.frames) < 2:
+        return None
+    if any(e.kind != "zero_grad" for _, e in region.events if e.frames[: len(clear.frames)] == clear.frames):
+        return None
+    name = clear.frames[-1].qualname.rpartition(".")[2]
+    path = clear.frames[-2].path
+    outer = dataclasses.replace(clear, location=call, path=path, frames=clear.frames[:-1], value=None, name=name)
+    inner = {**steps.spot(clear), "through": call.line}
+    return _candidate(facts, steps, turn, outer, step, accumulating=False, inner=inner)
 
 
 def _suspect(facts: FileFacts, steps: StepFacts, region: Region, index: int, clear: Event) -> Candidate | None:
@@ -115,7 +138,14 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
 
 
 def _candidate(
-    facts: FileFacts, steps: StepFacts, turn: Turn, clear: Event, step: Event, accumulating: bool, edit: bool = True
+    facts: FileFacts,
+    steps: StepFacts,
+    turn: Turn,
+    clear: Event,
+    step: Event,
+    accumulating: bool,
+    edit: bool = True,
+    inner: Mapping[str, Any] | None = None,
 ) -> Candidate:
     backward = [e for _, e in turn.events("backward")]
     remedy = _remedy(steps, clear, step, backward, accumulating) if edit else None
@@ -143,13 +173,13 @@ def _candidate(
         edit=remedy,
         related=[(step, "the gradients are missing here")],
         told={
-            "line": clear.line if clear.value is None else clear.value.line,
+            **(inner or {"line": clear.line if clear.value is None else clear.value.line}),
             "step": steps.spot(step),
             "accumulating": accumulating,
         },
         same_batch=accumulating,
         accumulation=MICRO_BATCHES if accumulating else 1,
-        remedy="clear-after-step" if edit else "",
+        remedy="clear-after-step" if edit and inner is None else "",
     )
 
 

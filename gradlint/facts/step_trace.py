@@ -57,6 +57,8 @@ class Spot:
 
     line: int
     module: str = ""
+    through: int = 0
+    """The line of the call that leads there, where only that one counts."""
 
     @property
     def key(self) -> str:
@@ -65,12 +67,13 @@ class Spot:
 
     def holds(self, event: Event) -> bool:
         """Whether an event happened here."""
-        return int(event["line"]) == self.line and str(event.get("module", "")) == self.module
+        here = int(event["line"]) == self.line and str(event.get("module", "")) == self.module
+        return here and (not self.through or self.through in event.get("lines", ()))
 
 
 def spot_of(told: Mapping[str, Any]) -> Spot:
     """The spot that a candidate's facts tell."""
-    return Spot(int(told["line"]), str(told.get("module", "")))
+    return Spot(int(told["line"]), str(told.get("module", "")), int(told.get("through", 0)))
 
 
 def edited_spots(candidate: Candidate) -> list[Spot]:

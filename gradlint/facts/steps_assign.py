@@ -18,6 +18,11 @@ def assigned_events(
     node: ast.Assign | ast.AnnAssign, target: ast.expr, value: ast.expr, frame: Context
 ) -> Iterator[Event]:
     """The events of ``target = value``, tuples taken apart."""
+    if isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, ast.Call) and frame.unit.iterators:
+        for index, element in enumerate(target.elts):
+            if _tracked(element, frame):
+                key = frame.key(element) or ""
+                yield event_of("iterator", node, frame, "", key, written=_returned(index))
     for one, given in pairs(target, value):
         if isinstance(one, ast.Attribute) and one.attr == "grad":
             yield _gradient(node, one, given, frame)
@@ -132,8 +137,21 @@ def consumed(sources: Iterable[ast.expr], node: ast.AST, frame: Context, name: s
             yield _consumed(source, source, frame, name, False)
 
 
+def _returned(index: int) -> str:
+    """What a value goes by on its way from a ``return`` with several values to the names of the caller."""
+    return f"return {index}"
+
+
 def given_away(node: ast.AST, frame: Context) -> Iterator[Event]:
-    """Iterators that are stored elsewhere, returned or wrapped: what happens to them then is out of sight."""
+    """Iterators that are stored elsewhere, returned or wrapped: what happens to them then is out of sight.
+
+    Of several values that are returned each goes on under the name that the caller gives it.
+    """
+    if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+        for index, element in enumerate(node.value.elts):
+            if _tracked(element, frame):
+                yield event_of("iterator", node, frame, "", _returned(index), written=frame.key(element) or "")
+        return
     if isinstance(node, (ast.Assign, ast.AnnAssign, ast.Return)) and node.value is not None:
         value = node.value
         if isinstance(value, ast.Call):

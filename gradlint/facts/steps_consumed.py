@@ -80,6 +80,11 @@ def _states(region: Region, lists: bool, start: _State) -> dict[int, frozenset[_
         if event is None or event.kind not in {"iterator", "consume"}:
             return state
         others = tuple(entry for entry in state if entry[0] != event.object)
+        if event.kind == "iterator" and event.written:
+            moved = next((entry for entry in others if entry[0] == event.written), None)
+            if moved is None:
+                return others
+            return (*(entry for entry in others if entry is not moved), (event.object, moved[1], moved[2]))
         if event.kind == "iterator":
             tracked = bool(event.roots) or (lists and event.value is not None)
             return (*others, (event.object, event, None)) if tracked else others

@@ -66,7 +66,8 @@ class Event:
     scaler: str = ""
     """The gradient scaler of a scaled backward, an ``unscale_``, or a step through the scaler."""
     written: str = ""
-    """A step's optimizer as its own function calls it; ``object`` is its name in the region."""
+    """A step's optimizer as its own function calls it; ``object`` is its name in the region. For ``iterator``: the
+    name that it had before."""
     written_scaler: str = ""
     own_scale: bool = False
     """A clip whose limit is multiplied by the loss scale."""

@@ -22,6 +22,9 @@ def iterator_names(scopes: Scopes, cache: ScopeCache) -> frozenset[str]:
     bodies: list[Scope] = [scopes.module, *(f.scope for f in scopes.functions)]
     for scope in bodies:
         for node in own_nodes(scope.node.body):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                for target in node.targets:
+                    found.update(_unpacked(target, node.value, scopes, scope, cache))
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 if not makes_iterator(node.value, scopes, scope, cache) and not lists_parameters(node.value):
                     continue
@@ -34,6 +37,25 @@ def iterator_names(scopes: Scopes, cache: ScopeCache) -> frozenset[str]:
                     if makes_iterator(argument, scopes, scope, cache):
                         found.add(parameter)
     return frozenset(found)
+
+
+def _unpacked(target: ast.expr, call: ast.Call, scopes: Scopes, scope: Scope, cache: ScopeCache) -> Iterator[str]:
+    """``optimizer, params = build(model)``: the names of what a function of the project may return an iterator for."""
+    if not isinstance(target, (ast.Tuple, ast.List)):
+        return
+    wanted = {i: key for i, e in enumerate(target.elts) if (key := spelled(e)) and PARAMETER_WORDS & set(words(key))}
+    function = _called(call.func, scopes, scope, cache, anywhere=True) if wanted else None
+    if function is None:
+        return
+    home = cache.of(function.path)
+    for node in own_nodes(function.node.body):
+        if not isinstance(node, ast.Return) or not isinstance(node.value, ast.Tuple):
+            continue
+        for index, element in enumerate(node.value.elts):
+            binding = function.scope.lookup(element.id) if isinstance(element, ast.Name) else None
+            bound = binding.values if index in wanted and binding is not None else ()
+            if any(makes_iterator(v, home, function.scope, cache, 2) for v in bound):
+                yield wanted[index]
 
 
 def _handed(call: ast.Call, scopes: Scopes, scope: Scope) -> Iterator[tuple[str, ast.expr]]:
@@ -60,6 +82,9 @@ def binds_iterator(scope: Scope, scopes: Scopes, cache: ScopeCache) -> bool:
 
 def makes_iterator(value: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache, depth: int = 0) -> bool:
     """Whether an expression gives an iterator over parameters that can be run through once."""
+    if isinstance(value, ast.IfExp) and depth < 3:
+        branches = (value.body, value.orelse)
+        return any(makes_iterator(branch, scopes, scope, cache, depth + 1) for branch in branches)
     if isinstance(value, ast.Call) and depth < 3:
         function = _called(value.func, scopes, scope, cache)
         if function is not None:
@@ -93,14 +118,14 @@ def lists_parameters(value: ast.expr) -> bool:
     return isinstance(value, ast.ListComp) and _of_parameters(value)
 
 
-def _called(func: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache) -> Function | None:
-    """The plain function of the project that a call runs."""
+def _called(func: ast.expr, scopes: Scopes, scope: Scope, cache: ScopeCache, anywhere: bool = False) -> Function | None:
+    """The plain function of the project that a call runs. ``anywhere``: whatever an imported one is called."""
     if isinstance(func, ast.Name):
         binding = scope.lookup(func.id)
         if binding is not None and binding.functions and not binding.values and not binding.opaque:
             return binding.functions[-1]
     name = scopes.dotted(func, scope)
-    if name is None or name.split(".")[0] in STANDARD or "param" not in name.lower():
+    if name is None or name.split(".")[0] in STANDARD or not (anywhere or "param" in name.lower()):
         return None
     found = cache.imported(name, scopes.path)
     return found if isinstance(found, Function) else None
