@@ -71,6 +71,7 @@ from gradlint.facts.cfg import Node
 from gradlint.facts.remedies import move_after
 from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
+from gradlint.facts.steps_repeat import reaches
 from gradlint.facts.steps_report import candidate, depth_of_events, own_events, short, where
 from gradlint.facts.steps_states import Turn, follow, place_in, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
@@ -100,7 +101,7 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
             continue
         faults = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
         if any(fault == "right" for *_, fault in faults):
-            continue
+            continue  # a place from which no step follows says nothing
         for region, node, clip, fault in faults:
             if isinstance(fault, _Course):
                 yield _candidate(facts, steps, region, node, clip, fault)
@@ -127,14 +128,15 @@ def _in(turn: Turn, index: int) -> bool:
 
 
 def _fault(steps: StepFacts, region: Region, index: int, clip: Event) -> _Course | str:
-    """The course of a clip that is at fault; ``"right"`` if it is not, ``"late"`` if it repeats after its step."""
+    """The course of a clip that is at fault; ``"right"`` if it is not, ``"late"`` if it repeats after its step,
+    ``"aside"`` where no step follows at all."""
     turn = turn_of(region, index)
     if turn is None:
-        return "right"
+        return "aside" if not any(True for _ in region.of_kind("step")) else "right"
     before = _history(steps, turn, index, clip)
     course = _course(steps, turn, index, clip)
     if course is None:
-        return "right"
+        return "right" if any(reaches(turn.graph, index, k) for k, _ in turn.events("step")) else "aside"
     if before == {"start"}:
         return course
     if before <= {"start", "weak", "other"} and course.cleared:

@@ -164,7 +164,7 @@ def may_share(one: Event, other: Event) -> bool:
 
 _GENERIC = word_set(
     """optimizer optimizers optim optims opt opts optimiser solver model models net nets network networks module modules
-    self the params parameters parameter param adam adamw sgd list dict"""
+    self the params parameters parameter param adam adamw sgd lbfgs rmsprop adagrad adamax radam list dict"""
 )
 
 
@@ -172,7 +172,8 @@ def _tag(key: str) -> tuple[str, ...]:
     """What tells one of several models or optimizers apart: ``self.critic2_optim`` gives ``critic 2``."""
     item = re.search(r"\[['\"](\w+)['\"]\]$", key)
     parts = [item[1]] if item else []
-    parts.extend(reversed(re.sub(r"\[.*?\]|\(.*?\)", "", key.removeprefix("optimizer:")).split(".")))
+    key = re.sub(r"^\w+\(\)\.", "", key.removeprefix("optimizer:"))  # what was made in place has no name
+    parts.extend(reversed(re.sub(r"\[.*?\]|\(.*?\)", "", key).split(".")))
     for part in parts:
         found = [*(word for word in words(part) if word not in _GENERIC), *re.findall(r"\d+", part)]
         if found:

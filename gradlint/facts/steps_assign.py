@@ -156,6 +156,9 @@ def given_away(node: ast.AST, frame: Context) -> Iterator[Event]:
         value = node.value
         if isinstance(value, ast.Call):
             return
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and frame.names.get(target.id) == frame.key(value):
+            return  # another name for it
         for inner in own_nodes([ast.Expr(value)]):
             if isinstance(inner, (ast.Name, ast.Attribute)) and _tracked(inner, frame):
                 yield event_of("iterator", node, frame, "", frame.key(inner) or "")

@@ -192,10 +192,10 @@ def is_module_call(call: ast.Call, frame: Context) -> bool:
     )
 
 
-def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, ast.stmt] | None:
+def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, list[ast.stmt]] | None:
     """``for p in model.parameters(): p.grad = None`` clears on every path, whatever the ``if`` inside.
 
-    Gives the event, which stands on the line of the loop, and the statement inside that makes it one.
+    Gives the event, which stands on the line of the loop, and the statements inside that it speaks for.
     """
     for inner in _own_part(node):
         if _clears_by_hand(inner):
@@ -205,6 +205,30 @@ def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, 
             head = frame.unit.lines.location(node.iter)
             at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
             return dataclasses.replace(event, location=at), _statement_of(inner, node)
+    return None
+
+
+def clamping_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, list[ast.stmt]] | None:
+    """``for p in model.parameters(): p.grad.data.clamp_(-1, 1)`` is a clip by value, written by hand."""
+    for inner in _own_part(node):
+        if not isinstance(inner, ast.Call) or not isinstance(inner.func, ast.Attribute) or inner.func.attr != "clamp_":
+            continue
+        if not (isinstance(inner.func.value, ast.Attribute) and is_grad(inner.func.value)):
+            continue
+        limit = next((k.value for k in inner.keywords if k.arg == "max"), inner.args[1] if inner.args[1:] else None)
+        event = event_of(
+            "clip",
+            node,
+            frame,
+            "clamp_",
+            roots=roots(node.iter, frame.key, frame.scope, frame.unit.objects),
+            limit=ast.unparse(limit) if limit is not None else "",
+            by_value=True,
+        )
+        owner = next((r.partition(":")[2] for r in event.roots if r.startswith("optimizer:")), "")
+        head = frame.unit.lines.location(node.iter)
+        at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
+        return dataclasses.replace(event, location=at, object=owner), _statement_of(inner, node)
     return None
 
 
@@ -222,13 +246,18 @@ def _own_part(loop: ast.For | ast.AsyncFor) -> Iterator[ast.AST]:
     yield from (n for n in own_nodes(loop.body) if id(n) not in inner)
 
 
-def _statement_of(inner: ast.AST, loop: ast.For | ast.AsyncFor) -> ast.stmt:
-    """The innermost statement of a loop's body that holds a node."""
+def _statement_of(inner: ast.AST, loop: ast.For | ast.AsyncFor) -> list[ast.stmt]:
+    """The innermost statement of a loop's body that holds a node, and the loops round it that do nothing else."""
     found: ast.stmt = loop.body[0]
     for one in own_nodes(loop.body):
         if isinstance(one, ast.stmt) and any(n is inner for n in ast.walk(one)):
             found = one
-    return found
+    nested: list[ast.stmt] = []
+    body = loop.body
+    while len(body) == 1 and isinstance(body[0], (ast.For, ast.AsyncFor)):
+        nested.append(body[0])
+        body = body[0].body
+    return [*nested, found]
 
 
 def _clears_by_hand(node: ast.AST) -> bool:

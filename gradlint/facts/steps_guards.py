@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from gradlint.facts.cfg import Guard
@@ -29,7 +30,13 @@ def _parts(test: ast.expr, truth: bool, frame: Context, hops: int) -> Iterator[G
         yield from _parts(test.value, truth, frame, hops)
         return
     if isinstance(test, ast.BoolOp):
-        yield _guard(test, truth, frame)
+        whole = _guard(test, truth, frame)
+        if isinstance(test.op, ast.And) and not truth:
+            inner = [_guard(*_plain(part, False), frame) for part in test.values]
+            whole = dataclasses.replace(whole, counter=all(guard.counter for guard in inner))
+        elif truth is isinstance(test.op, ast.And):
+            whole = dataclasses.replace(whole, counter=False)  # its parts say it
+        yield whole
         if truth is isinstance(test.op, ast.And):
             for part in test.values:
                 yield from _parts(part, truth, frame, hops)
@@ -86,7 +93,7 @@ def _guard(test: ast.expr, truth: bool, frame: Context) -> Guard:
         truth,
         frozenset(read),
         counter=_counts(test, truth)
-        or bool(_of_batches(read) or frame.unit.counters.intersection(read))
+        or (not _ends_no_window(test, truth) and bool(_of_batches(read) or frame.unit.counters.intersection(read)))
         or _asks_a_counter(test, frame),
         synced="sync_gradients" in read or "_do_sync" in read,
     )
@@ -117,6 +124,14 @@ def _of_batches(names: Sequence[str]) -> bool:
 
 
 _OTHER_SUMS = frozenset(["stats", "stat", "metrics", "metric", "loss", "losses", "bn", "log", "logs"])
+
+
+def _ends_no_window(test: ast.expr, truth: bool) -> bool:
+    """Whether a test holds within a window of micro-batches, and not at its end: ``i % n != 0``."""
+    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], (ast.Eq, ast.NotEq)):
+        return False
+    remainder = isinstance(test.left, ast.BinOp) and isinstance(test.left.op, ast.Mod)
+    return remainder and truth is isinstance(test.ops[0], ast.NotEq)
 
 
 def _counts(test: ast.expr, truth: bool) -> bool:

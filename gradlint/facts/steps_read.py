@@ -18,6 +18,7 @@ from gradlint.facts.steps_assign import (
 )
 from gradlint.facts.steps_calls import (
     backward_event,
+    clamping_loop,
     clearing_loop,
     clip_event,
     doubtful_event,
@@ -31,7 +32,7 @@ from gradlint.facts.steps_guards import read_guards
 from gradlint.facts.steps_iterators import loop_source, loops_over
 from gradlint.facts.steps_objects import roots
 from gradlint.facts.steps_project import Source
-from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, spelled
+from gradlint.facts.steps_scopes import Class, Function, FunctionNode, Scope, own_nodes, spelled
 from gradlint.facts.steps_words import (
     BACKWARDS,
     CLEARS,
@@ -44,6 +45,7 @@ from gradlint.facts.steps_words import (
     word_set,
     words,
 )
+from gradlint.rule import Location
 
 MAX_DEPTH = 6
 MAX_ACTIVE = 12
@@ -83,6 +85,7 @@ class StepReader:
         self._in_clearing: set[ast.AST] = set()
         """Statements that are told as a part of the loop around them."""
         self._calls: dict[ast.AST, tuple[ast.Call, ...]] = {}
+        self._losses: dict[Scope, frozenset[str]] = {}
 
     def unit_of(self, path: str) -> Unit:
         """The reader's view of a file whose scopes are known."""
@@ -144,13 +147,24 @@ class StepReader:
         if isinstance(node, (ast.For, ast.AsyncFor)):
             items.extend(self._expression(node.iter, frame, room))
             items.extend(consumed(loop_source(node), node.iter, frame, "for"))
-            clearing = clearing_loop(node, frame)
-            if clearing is not None:
-                items.append(clearing[0])
-                self._in_clearing.add(clearing[1])
+            for found in (clearing_loop(node, frame), clamping_loop(node, frame)):
+                if found is not None:
+                    items.append(found[0])
+                    self._in_clearing.update(found[1])
             return items
         alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
+        computed = self._computed_loss(node, frame)
         for item in self._expression(node, frame, room):
+            if (
+                computed is not None
+                and isinstance(item, Event)
+                and item.location == computed
+                and item.kind == "unknown"
+            ):
+                if item.given:
+                    item = dataclasses.replace(item, doubt="used", given=False)
+                elif item.doubt in {"weak", "strong"}:
+                    item = dataclasses.replace(item, kind="compute", doubt="")
             if isinstance(item, Event) and (item.doubt == "weak" or item.mild) and item.location != alone:
                 if item.given:
                     items.append(dataclasses.replace(item, doubt="used", given=False, mild=False))
@@ -175,6 +189,35 @@ class StepReader:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 items.extend(assigned_events(node, target, node.value, frame))
         return items
+
+    def _computed_loss(self, node: ast.expr | ast.stmt, frame: Context) -> Location | None:
+        """The call of ``loss = training_step(model, batch)``, where the function goes on to call ``loss.backward()``.
+
+        It has not run backward itself: a second time would raise.
+        """
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+            return None
+        names = {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        if not names & self._propagated(frame.scope):
+            return None
+        objects = frame.unit.objects
+        keys = [frame.key(a) for a in (*node.value.args, *(k.value for k in node.value.keywords))]
+        if any(key and (objects.is_optimizer(key) or objects.is_scaler(key)) for key in keys):
+            return None
+        return frame.unit.lines.location(node.value)
+
+    def _propagated(self, scope: Scope) -> frozenset[str]:
+        """The local names that a function runs backward on."""
+        if scope not in self._losses:
+            found: set[str] = set()
+            for call in own_nodes(scope.node.body):
+                if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                    continue
+                if call.func.attr in {"backward", "manual_backward"}:
+                    given = (call.func.value, *call.args)
+                    found.update(n.id for part in given for n in ast.walk(part) if isinstance(n, ast.Name))
+            self._losses[scope] = frozenset(found)
+        return self._losses[scope]
 
     def _expression(self, node: ast.AST, frame: Context, room: bool) -> Iterator[Event | Splice[Context] | Stop]:
         """Calls in the order they finish: receiver and arguments first."""

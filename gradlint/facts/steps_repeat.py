@@ -119,7 +119,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     """The step that finds nothing, since ``clear`` comes between every backward of the iteration and it."""
     stepped = [(k, e) for k, e in turn.events("step") if clears(steps, clear, e, _alone(turn)) is True]
     for node, step in stepped:
-        if not _reaches(turn.graph, index, node):
+        if not reaches(turn.graph, index, node):
             continue
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
@@ -151,7 +151,7 @@ def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) ->
         if window is not None and window not in turn.graph.nodes[node].loops and not step.wrapper:
             if _guarded_within(turn, held, index, window) or _used_otherwise(turn, window):
                 continue
-            if clears(steps, clear, step, _alone(turn)) is True and _reaches(turn.graph, index, node):
+            if clears(steps, clear, step, _alone(turn)) is True and reaches(turn.graph, index, node):
                 return step
             continue
         waits = [g for g in held.get(node, frozenset()) if g.counter and not g.synced]
@@ -445,7 +445,8 @@ def _synced_step(steps: StepFacts, turn: Turn, clip: Event) -> Event | None:
     return found[0] if found else None
 
 
-def _reaches(graph: Graph[Event], start: int, goal: int) -> bool:
+def reaches(graph: Graph[Event], start: int, goal: int) -> bool:
+    """Whether some path leads from one node to another."""
     seen, work = {start}, [start]
     while work:
         for target in graph.successors[work.pop()]:

@@ -63,10 +63,11 @@ def candidate(
     own = place.path == facts.path
     if edit is None and remedy:
         lines, changed = (place.line,), place.path
+    path, at = _reported(turn, place, facts.path)
     return Candidate(
         code=code,
-        path=place.path,
-        location=place.location,
+        path=path,
+        location=at,
         symbol=symbol(steps, frame.qualname, place),
         message=message,
         experiment=StepExperiment(
@@ -85,7 +86,7 @@ def candidate(
             iterators=iterators,
         ),
         help=help,
-        group=f"{place.path}:{place.line}",
+        group=f"{path}:{at.line}",
         related=tuple(Related(e.path, e.line, text) for e, text in related),
         facts={
             **steps.spot(place),
@@ -94,6 +95,17 @@ def candidate(
             **(told or {}),
         },
     )
+
+
+def _reported(turn: Turn, place: Event, path: str) -> tuple[str, Location]:
+    """Where to tell of an event: a helper of another file that does nothing else is right, and its call is not."""
+    if place.path == path or len(place.frames) < 2:
+        return place.path, place.location
+    outer, helper = place.frames[-2], place.frames[-1]
+    alone = [e for _, e in turn.region.events if e.frames[: len(place.frames)] == place.frames]
+    if outer.path != path or helper.call is None or any(e.location != place.location for e in alone):
+        return place.path, place.location
+    return path, helper.call
 
 
 def _inner_frames(place: Event, others: Sequence[Event], outer: Frame, path: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-TORCH_CLIPS = word_set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value")
+TORCH_CLIPS = word_set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_grad_value dispatch_clip_grad")
+"""Functions of PyTorch, and timm's own, which calls them."""
 METHOD_CLIPS = TORCH_CLIPS | word_set("clip_gradients clip_grads clip_master_grads")
 CLEARS = word_set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
 SCALES = word_set("mul_ div_ clamp_ nan_to_num_")

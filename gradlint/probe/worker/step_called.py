@@ -13,7 +13,7 @@ from step_roles import OPTIMIZER_NAME
 
 EVENTS = words(
     "backward manual_backward step zero_grad unscale_ clip_grad_norm_ clip_grad_norm clip_grad_value_ "
-    "clip_gradients clip_grads_with_norm_ clip_grad second_step step_and_update_lr"
+    "clip_gradients clip_grads_with_norm_ clip_grad dispatch_clip_grad second_step step_and_update_lr"
 )
 _STEPS = words("step second_step step_and_update_lr")
 _DERIVATIVES = ("torch.autograd.grad", "autograd.grad")

@@ -41,6 +41,7 @@ _SHARDING = words("FSDP FullyShardedDataParallel fully_shard")
 _WRAPS_OPTIMIZER = re.compile(r"^(?!.*(Sched|LR|Warm))([A-Z]\w*)?(Optim|Opt$|LAR[CS]|Lookahead|SWA|PCGrad|SAM)")
 _GOES_BACK = re.compile(r"^_?(compute_)?back(ward|prop)(_|$)|_backward$|^back_helper$")
 """Functions that are not in the slice, and by their name run a backward pass."""
+_ADAPTERS = re.compile(r"adapter|lora|peft|unfreeze|trainable", re.IGNORECASE)
 _MODULE_FILE = torch.nn.Module.parameters.__code__.co_filename
 _SELF = words("to cuda cpu train eval half float double bfloat16 requires_grad_ detach clone contiguous")
 _MODULE_METHODS = words("parameters named_parameters modules named_modules children state_dict")
@@ -68,6 +69,8 @@ def call(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
     if world.is_model(ghost):
         return world.behind(ghost)(*args, **kwargs)
     text = " ".join(v.gl_name for v in (ghost, *args) if isinstance(v, Ghost))
+    if _ADAPTERS.search(ghost.gl_name.partition("(")[0].rsplit(".", 1)[-1]):
+        _unfrozen([m for m in (ghost.gl_extra, *args) if isinstance(m, torch.nn.Module)])
     args = tuple(_parameters_in(a, bool(OPTIMIZER_NAME.search(text))) for a in args)
     # a method of a stand-in model depends on the model: model.generate(x), policy.act(inputs)
     sources = (ghost.gl_extra, *args) if isinstance(ghost.gl_extra, torch.nn.Module) else args
@@ -79,6 +82,15 @@ def _parameters_in(value: Any, optimizer: bool) -> Any:
     made_by = value.gi_code.co_filename if isinstance(value, types.GeneratorType) else ""
     lazy = optimizer and isinstance(value, (filter, map, itertools.chain, types.GeneratorType))
     return list(value) if lazy or isinstance(value, Watched) or made_by == _MODULE_FILE else value
+
+
+def _unfrozen(modules: List[torch.nn.Module]) -> None:
+    """What adds adapters to a frozen model gives it parameters to train."""
+    for module in modules:
+        weights = weights_of(module)
+        if not any(p.requires_grad for p in weights):
+            for parameter in weights:
+                parameter.requires_grad_(True)
 
 
 def _decorates(args: Args, kwargs: Kwargs) -> bool:
@@ -118,6 +130,13 @@ def _backward(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
         loss = next((v for v in args if isinstance(v, Ghost)), ghost.gl_owner)
     world.run_backward(loss)
     return Ghost(f"{ghost.gl_name}()")
+
+
+def _dispatched_clip(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
+    """timm's ``dispatch_clip_grad(parameters, value, mode)``."""
+    named = dict(zip(("parameters", "value", "mode"), args), **kwargs)
+    clip: Any = torch.nn.utils.clip_grad_value_ if named.get("mode") == "value" else torch.nn.utils.clip_grad_norm_
+    return clip(named.get("parameters"), named.get("value", 1.0))
 
 
 def _clip_norm(world: RunWorld, ghost: Ghost, args: Args, kwargs: Kwargs) -> Any:
@@ -307,6 +326,7 @@ _HANDLERS: Dict[str, Handler] = {
     "manual_backward": _backward,
     "clip_grad_norm_": _clip_norm,
     "clip_grad_norm": _clip_norm,
+    "dispatch_clip_grad": _dispatched_clip,
     "clip_grad_value_": _clip_value,
     "clip_gradients": _clip_gradients,
     "clip_master_grads": _clip_master,

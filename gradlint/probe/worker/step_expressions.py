@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import FrozenSet, List, Set
+from typing import FrozenSet, List, Optional, Set
 
 from step_nodes import at, call, dotted, string
 from step_text import nodes_of
@@ -26,6 +26,29 @@ def window_counters(tree: ast.Module) -> FrozenSet[str]:
             if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Constant) and inner.value.value == 0:
                 found.update(p for p in map(dotted, inner.targets) if p is not None and p in compared)
     return frozenset(found)
+
+
+def clamp_of(loop: ast.For) -> Optional[ast.stmt]:
+    """A loop that does nothing but ``p.grad.data.clamp_(-1, 1)`` as one clip by value of all its parameters."""
+    generators: List[ast.comprehension] = []
+    inner: ast.stmt = loop
+    while isinstance(inner, (ast.For, ast.If)) and len(inner.body) == 1 and not inner.orelse:
+        if isinstance(inner, ast.For):
+            generators.append(ast.comprehension(target=inner.target, iter=inner.iter, ifs=[], is_async=0))
+        inner = inner.body[0]
+    clamp = inner.value if isinstance(inner, ast.Expr) else None
+    if not (isinstance(clamp, ast.Call) and isinstance(clamp.func, ast.Attribute) and clamp.func.attr == "clamp_"):
+        return None
+    grad = clamp.func.value
+    if isinstance(grad, ast.Attribute) and grad.attr == "data":
+        grad = grad.value
+    if not (isinstance(grad, ast.Attribute) and grad.attr == "grad" and isinstance(grad.value, ast.Name)):
+        return None
+    limit = next((k.value for k in clamp.keywords if k.arg == "max"), clamp.args[1] if clamp.args[1:] else None)
+    if limit is None:
+        return None
+    listed = ast.ListComp(elt=grad.value, generators=generators)
+    return at(ast.Expr(value=call("_gl_clamp", listed, limit)), loop)
 
 
 class Expressions(ast.NodeTransformer):

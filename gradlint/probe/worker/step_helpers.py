@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from types import FrameType
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from ghost import Ghost, GhostRange, GhostTensor
@@ -42,6 +42,7 @@ class Helpers:
             "_gl_init": init_base,
             "_gl_unpack": unpacked,
             "_gl_compare": self._compare,
+            "_gl_clamp": _clamp,
             "_gl_same": self._is,
             "_gl_cast": self._cast,
             "_gl_named": _named,
@@ -218,6 +219,12 @@ class _Manager:
         except Exception:
             # leaving may fail for the reasons entering may; what the body raised stays raised
             return False
+
+
+def _clamp(parameters: List[Any], limit: Any) -> None:
+    """Gradients that the program clamps one by one."""
+    known = [p for p in parameters if isinstance(p, torch.Tensor)]
+    torch.nn.utils.clip_grad_value_(known if known or not parameters else Ghost("parameters"), limit)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ import ast
 import copy
 from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
 
-from step_expressions import Expressions, window_counters
+from step_expressions import Expressions, clamp_of, window_counters
 from step_nodes import at, call, dotted, guard, load, names_of, store, string
 
 RERAISED = frozenset({"StopIteration", "KeyError", "IndexError", "AttributeError", "AssertionError", "ValueError"})
@@ -282,6 +282,9 @@ class _Writer:
         return [before, node]
 
     def _for(self, node: ast.For, seen: FrozenSet[str]) -> List[ast.stmt]:
+        clamped = clamp_of(node)
+        if clamped is not None:
+            return [guard(clamped, [ast.Pass()])]
         temporary = f"_gl_items_{node.lineno}_{node.col_offset}"
         before = self._evaluated(temporary, node.iter, seen)
         node.iter = call("_gl_loop", load(temporary), ast.Constant(value=node.lineno))
