@@ -186,6 +186,8 @@ def _candidate(
 def _remedy(
     steps: StepFacts, clear: Event, step: Event, backward: list[Event], accumulating: bool
 ) -> SourceEdit | None:
+    if step.window:
+        return None  # the condition is inside of the call
     near = [e for e in backward if e.frames == clear.frames] or backward
     if step.frames != clear.frames and clear.frames[: len(step.frames)] == step.frames:
         # in a closure that the step runs

@@ -107,10 +107,13 @@ def read_unit(cache: ScopeCache, path: str) -> Unit:
     training |= {
         function for function in scopes.functions if iterators and binds_iterator(function.scope, scopes, cache)
     }
+    objects = read_objects(scopes, cache)
+    selfmade = {n.rsplit(".", 1)[-1] for n, cls in objects.instances.items() if cls.methods.get("forward") in training}
+    suspected |= {function for function in scopes.functions if calls[function] & selfmade}  # `maml(*batch)` trains
     touching = _callers(calls, suspected | training)
     return Unit(
         scopes,
-        read_objects(scopes, cache),
+        objects,
         lines,
         scopes.path,
         touching,

@@ -73,6 +73,8 @@ class Event:
     """A clip whose limit is multiplied by the loss scale."""
     wrapper: bool = False
     """A call of a training wrapper (accelerate, Fabric, Lightning, DeepSpeed), which may do more than its name says."""
+    window: bool = False
+    """For ``step``: it is told by an argument whether a window of micro-batches ends (``update_grad=i % n == 0``)."""
     value: Location | None = None
     """For ``iterator``: the expression that makes it."""
     raises: bool = False

@@ -249,6 +249,16 @@ def _here(key: str, scope: Scope) -> tuple[int, str]:
     return (0 if key.startswith("self.") else id(scope)), key
 
 
+def _moved(call: ast.Call) -> ast.Call:
+    """``Net()`` of ``Net().to(device)``."""
+    while isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call) and call.func.attr in _MOVES:
+        call = call.func.value
+    return call
+
+
+_MOVES = word_set("to cuda cpu half float double bfloat16 train")
+
+
 def _is_off(call: ast.Call) -> bool:
     return any(
         k.arg == "enabled" and isinstance(k.value, ast.Constant) and k.value.value is False for k in call.keywords
@@ -318,7 +328,7 @@ class _Reader:
             return
         self.constructed(key, call, scope)
         self.made_by.setdefault(key, set()).add(name)
-        cls = self.scopes.class_of(call.func, scope)
+        cls = self.scopes.class_of(_moved(call).func, scope)
         if cls is not None:
             same = key not in self.instances or self.instances[key] is cls
             self.instances[key] = cls if same else None

@@ -297,6 +297,9 @@ class StepReader:
         if any(isinstance(argument, ast.Attribute) and argument.attr == "backward" for argument in call.args):
             yield event_of("unknown", call, frame, doubt="strong")  # `map(torch.Tensor.backward, losses)`
             return
+        if any(k.arg in _UPDATES for k in call.keywords) and len(call.args) > 1:
+            yield from _callable_scaler(call, frame)
+            return
         clip = clip_event(call, frame, name, last)
         if clip is not None:
             yield clip
@@ -435,6 +438,10 @@ class StepReader:
         instances = frame.unit.objects.instances
         if name in instances and not frame.unit.objects.is_model(name):
             return self._instance_call(instances[name], name)
+        if name in instances:
+            forward = self.cache.method(instances[name], "forward")
+            if forward is not None and forward.node in self.unit_of(forward.path).training:
+                return Target(forward, instances[name], name)  # a model that trains itself
         return None
 
     def _handed_function(self, key: str, frame: Context) -> Target | None:
@@ -566,6 +573,19 @@ class StepReader:
             (*frame.active, function.node),
             constants,
         )
+
+
+_UPDATES = frozenset({"update_grad", "need_update"})
+
+
+def _callable_scaler(call: ast.Call, frame: Context) -> Iterator[Event]:
+    """timm's ``loss_scaler(loss, optimizer, clip_grad=..., update_grad=(i + 1) % n == 0)``: backward, and now and then
+    the step."""
+    update = next(k.value for k in call.keywords if k.arg in _UPDATES)
+    written = spelled(call.func) or ""
+    yield event_of("backward", call, frame, object=frame.key(call.args[0]) or "", scaler=written, wrapper=True)
+    window = any(guard.counter for guard in read_guards(update, True, frame))
+    yield event_of("step", call, frame, object=frame.key(call.args[1]) or "", wrapper=not window, window=window)
 
 
 def _decorated(function: Function, unit: Unit) -> bool:

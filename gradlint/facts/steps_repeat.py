@@ -154,6 +154,11 @@ def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) ->
             if clears(steps, clear, step, _alone(turn)) is True and reaches(turn.graph, index, node):
                 return step
             continue
+        if step.window:
+            near = turn.graph.nodes[node].loops == turn.graph.nodes[index].loops
+            if near and not _held_back(held.get(index, frozenset())) and clears(steps, clear, step, True) is True:
+                return step
+            continue
         waits = [g for g in held.get(node, frozenset()) if g.counter and not g.synced]
         if not waits or step.wrapper or clears(steps, clear, step, _alone(turn)) is not True:
             continue
@@ -234,7 +239,7 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     inside = phases(steps, turn.graph, step).get(index, frozenset())
     if _doubtful(turn):
         return None
-    if found == inside == frozenset({"consumed"}):
+    if "consumed" in inside and found <= {"consumed", "none", "unknown"}:
         return turn if repeated(steps, turn, step) is not None else None
     if not found or not found <= {"none", "cleared", "dropped", "spent"} or "dropped" in inside:
         return None
@@ -254,15 +259,16 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
 def repeated(steps: StepFacts, turn: Turn, step: Event) -> Event | None:
     """The step of the same optimizer, ahead of this one in its own loop, whose gradients it finds used already."""
     index = next(k for k, e in turn.events("step") if e == step)
-    if phases(steps, turn.graph, step).get(index, frozenset()) != {"consumed"}:
-        return None
+    found = phases(steps, turn.graph, step).get(index, frozenset())
     loops = turn.graph.nodes[index].loops
-    before = [
-        e
-        for k, e in turn.events("step")
-        if k < index and e.object == step.object and e.location != step.location and turn.graph.nodes[k].loops == loops
-    ]
-    return before[-1] if before else None
+    same = [(k, e) for k, e in turn.events("step") if k < index and e.object == step.object]
+    before = [(k, e) for k, e in same if e.location != step.location]
+    near = [e for k, e in before if turn.graph.nodes[k].loops == loops]
+    if found == {"consumed"} and near:
+        return near[-1]
+    inner = [e for k, e in before if turn.graph.nodes[k].loops[: len(loops)] == loops and e not in near]
+    # behind a loop that steps in each turn: without a turn there is nothing to step with either
+    return inner[-1] if inner and "consumed" in found <= {"consumed", "unknown", "none"} else None
 
 
 def _alone_with_its_parameters(steps: StepFacts, turn: Turn, step: Event) -> bool:
@@ -321,7 +327,11 @@ def unclipped_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Eve
     if not clip.roots:
         return None
     ahead = phases(steps, turn.graph, clip).get(index, frozenset())
-    if not ahead or not ahead <= {"fresh", "scaled", "unscaled"}:
+    again = any(
+        e.roots == clip.roots and k < index for k, e in turn.events("clip")
+    )  # it was clipped where it should be
+    waiting = {"fresh", "scaled", "unscaled"} | ({"consumed", "spent", "cleared"} if again else set())
+    if not ahead or not ahead <= waiting:
         return None
     behind = _steps_from(turn, index, further=True)
     if not behind or any(step.kind != "step" or not _apart(steps, clip, step) for step in behind):
@@ -353,6 +363,8 @@ _OPPOSITES = frozenset(word_set(pair) for pair in _PAIRS.split(","))
 """Two networks that are never one, going by their names."""
 
 
+_COPIES = word_set("teacher target momentum ema shadow averaged frozen")
+"""In the name of a network that no optimizer holds."""
 _SAME_THING = word_set("model module net network ddp fsdp dp compiled unwrapped raw wrapped agent policy parallel base")
 """In the name of an attribute that may be another view of the same module."""
 
@@ -364,6 +376,9 @@ def _told_apart(steps: StepFacts, one: str, other: str) -> bool:
         return False  # a list of parameters may hold those of any module
     if steps.objects.distinct(one, other):
         return True
+    copies = [bool(_COPIES & set(words(name))) for name in (one, other)]
+    if copies == [True, False] and all(map(steps.objects.is_model, (one, other))):
+        return True  # a network that follows another one
     if frozenset({one.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1]}) in _OPPOSITES:
         return True
     given = steps.objects.optimizers.values()

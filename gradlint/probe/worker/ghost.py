@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import opcode
+import re
 import sys
 from types import FrameType
 from typing import Any, Dict, FrozenSet, Iterator, Optional, Tuple
@@ -34,6 +35,15 @@ _ITEM = "[*]"
 _NAME_LIMIT, _NAME_KEPT = 120, 58
 _UNPACK = opcode.opmap["UNPACK_SEQUENCE"]
 _UNPACK_EX = opcode.opmap["UNPACK_EX"]
+
+
+_CLASSES = re.compile(r"(action|act)_(space|dim|size)|(n|num)_?(actions?|class(es)?|labels?)|\.n$|vocab", re.IGNORECASE)
+
+
+def unknown_size(ghost: Ghost) -> int:
+    """The size an unknown stands for: 1, which fits everywhere; 3 classes or actions, since a softmax over one has no
+    gradient."""
+    return 3 if _CLASSES.search(ghost.gl_name) else 1
 
 
 def words(text: str) -> FrozenSet[str]:
@@ -116,6 +126,8 @@ class Ghost:
             return known
         if name == "device":
             return UNKNOWN_DEVICE
+        if name == "module":
+            return self  # what a model is wrapped in, or not
         return Ghost(path, owner=self)
 
     def __setattr__(self, name: str, value: Any) -> None:

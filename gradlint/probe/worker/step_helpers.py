@@ -13,7 +13,7 @@ from ghost_math import combine, cotangent, is_instance
 from step_consume import watch
 from step_loops import limited, rounds
 from step_record import Loop
-from step_roles import MODEL
+from step_roles import MODEL, SCALER
 from step_same import SameBatch
 from step_unpack import Star, call_with, init_base, item, unpacked
 from step_world import RunWorld, is_count
@@ -160,6 +160,8 @@ class Helpers:
 
     def _cast(self, value: Any, path: str) -> Any:
         """A value for a path with a role: what the program made, else its stand-in."""
+        if value is None and path in self.world.roles.late and self.world.roles.of(path) == SCALER:
+            return self.world.standins.value(path)
         if not isinstance(value, Ghost):
             self.world.standins.bind(path, value)
             return value

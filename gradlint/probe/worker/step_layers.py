@@ -7,11 +7,8 @@ import inspect
 from typing import Any, Dict, Tuple
 
 import torch
-from ghost import Ghost
+from ghost import Ghost, unknown_size
 from ghost_world import world
-
-UNKNOWN_SIZE = 1
-"""Every size that is not known: sizes that are equal fit each other."""
 
 
 def install() -> None:
@@ -91,17 +88,17 @@ def _whole(value: Any) -> Any:
 def _without_ghosts(
     signature: inspect.Signature, owner: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
 ) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-    """What is not known takes its default, and a size without one is :data:`UNKNOWN_SIZE`."""
+    """What is not known takes its default, and a size without one is :func:`ghost.unknown_size`."""
     bound = signature.bind(owner, *args, **kwargs)
     for name, value in list(bound.arguments.items()):
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            bound.arguments[name] = tuple(UNKNOWN_SIZE if isinstance(v, Ghost) else v for v in value)
+            bound.arguments[name] = tuple(unknown_size(v) if isinstance(v, Ghost) else v for v in value)
         elif kind is inspect.Parameter.VAR_KEYWORD:
             bound.arguments[name] = {k: v for k, v in value.items() if not isinstance(v, Ghost)}
         elif isinstance(value, Ghost):
             if signature.parameters[name].default is inspect.Parameter.empty:
-                bound.arguments[name] = UNKNOWN_SIZE
+                bound.arguments[name] = unknown_size(value)
             else:
                 del bound.arguments[name]
     return bound.args[1:], bound.kwargs

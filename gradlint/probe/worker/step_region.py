@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import types
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
 
 import torch
 from ghost import UNKNOWN_DEVICE, Ghost
@@ -157,13 +157,13 @@ def _method(owner: type, name: str, tree: ast.Module, path: List[str], world: Ru
     raw = inspect.getattr_static(owner, name, None)
     if isinstance(raw, (staticmethod, classmethod)):
         return getattr(owner, name)
+    _open_class(owner, world, _Preparations(tree, path, name, world))
     instance = _instance(owner, _definition(tree, [*path, "__init__"]), world)
     return getattr(instance, name, None)
 
 
 def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
     """An instance of the region's class: by its own ``__init__`` if that works; what it lacks is unknown."""
-    _open_class(owner, world)
     _make_concrete(owner)
     try:
         arguments = _Arguments(init, 1, world).at(0) if init is not None else {}
@@ -188,7 +188,42 @@ def _make_concrete(owner: type) -> None:
         owner.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
 
 
-def _open_class(owner: type, world: RunWorld) -> None:
+_PREPARES = re.compile(
+    r"^_*(maybe_)?(build|set_?up|init|initiali[sz]e|configure|create|make|prepare|compile)(_|$)", re.IGNORECASE
+)
+
+
+class _Preparations:
+    """Methods of the class that bind what ``__init__`` does not: somebody calls them ahead of the region."""
+
+    def __init__(self, tree: ast.Module, path: List[str], region: str, world: RunWorld) -> None:
+        self.world = world
+        self.methods: Dict[str, Definition] = {}
+        """The method that binds an attribute."""
+        self.done: Set[str] = {region, "__init__"}
+        body: List[ast.stmt] = tree.body
+        for part in path:
+            body = next((n.body for n in _flat(body) if isinstance(n, ast.ClassDef) and n.name == part), [])
+        for method in body:
+            if isinstance(method, ast.FunctionDef) and _PREPARES.match(method.name):
+                for node in ast.walk(method):
+                    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                        self.methods.setdefault(node.attr, method)
+
+    def bind(self, owner: Any, name: str) -> bool:
+        """Call the method that binds ``owner.name``; whether it did."""
+        method = self.methods.get(name)
+        if method is None or method.name in self.done or method.name in self.world.flow.eventful:
+            return False
+        self.done.add(method.name)
+        try:
+            getattr(owner, method.name)(**_Arguments(method, 1, self.world).at(0))
+        except Exception as error:
+            self.world.recorder.note(f"{method.name}(): {type(error).__name__}: {error}")
+        return name in vars(owner) or name in vars(owner).get("_modules", {})
+
+
+def _open_class(owner: type, world: RunWorld, preparations: _Preparations) -> None:
     """Attributes the class does not set (a base or another file does): stand-ins by role, else ghosts."""
     inherited = getattr(owner, "__getattr__", None)
 
@@ -206,6 +241,8 @@ def _open_class(owner: type, world: RunWorld) -> None:
             raise AttributeError(name)
         if sys._getframe(1).f_code.co_name in ("register_buffer", "register_parameter", "add_module"):
             raise AttributeError(name)  # it asks whether the name is taken
+        if preparations.bind(self, name):
+            return getattr(self, name)
         path = f"self.{name}"
         if world.roles.of(path) is not None:
             value = world.standins.value(path)

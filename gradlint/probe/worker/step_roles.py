@@ -70,6 +70,8 @@ class Roles:
     """Models that are another one in a wrapper: ``self.learn_model = wrap(self.model)``."""
     called: FrozenSet[str] = frozenset()
     """Paths that are called."""
+    late: FrozenSet[str] = frozenset()
+    """Paths that begin as None, and are given an object later on."""
     comes_prepared: bool = False
     """Whether an accelerator comes from outside, with what it prepared."""
 
@@ -110,9 +112,23 @@ def infer(trees: Iterable[ast.Module]) -> Roles:
     for tree in trees:
         roles.optimizers.extend(_optimizer_calls(tree))
         roles.aliases.update(_aliases(tree, roles.by_path))
+    roles.late = frozenset(_late(trees))
     prepares = any("prepare" in use.methods or "prepare_optimizer" in use.methods for use in uses.values())
     roles.comes_prepared = ACCELERATOR in roles.by_path.values() and not prepares
     return roles
+
+
+def _late(trees: Iterable[ast.Module]) -> Set[str]:
+    none: Set[str] = set()
+    made: Set[str] = set()
+    for tree in trees:
+        for assign in nodes_of(tree).assigns:
+            paths = {path for target in assign.targets for path in [dotted(target)] if path is not None}
+            if isinstance(assign.value, ast.Constant) and assign.value.value is None:
+                none |= paths
+            elif isinstance(assign.value, ast.Call):
+                made |= paths
+    return {path for path in none & made if path.startswith("self.")}
 
 
 def _more_models(by_path: Dict[str, str], uses: Dict[str, _Use]) -> None:

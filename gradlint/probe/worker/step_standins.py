@@ -71,6 +71,11 @@ class StandInModel(torch.nn.Module):
 
     cuda = half = bfloat16 = double = float = cpu = to
 
+    @property
+    def module(self) -> StandInModel:
+        """What it is wrapped in is stood in for by the model itself."""
+        return self
+
     def clip_grad_norm_(self, max_norm: Any, norm_type: Any = 2.0, **kwargs: Any) -> Any:
         """What FSDP models have."""
         return torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm, norm_type)

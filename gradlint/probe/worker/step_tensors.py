@@ -11,7 +11,6 @@ from typing import Any, Callable
 import torch
 from ghost import Ghost
 from ghost_math import combine, gradients_in, holds_ghost
-from step_layers import UNKNOWN_SIZE
 from step_patch import Hooks, parameter_list
 
 MAX_ENTRIES = 32_000_000
@@ -73,7 +72,7 @@ def _tolerant_factories() -> None:
 
     def new(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:
         if isinstance(data, Ghost):
-            data = torch.full((UNKNOWN_SIZE,), 0.1)
+            data = torch.full((1,), 0.1)
         return real(cls, data, *args, **{k: v for k, v in kwargs.items() if not isinstance(v, Ghost)})
 
     parameter.__new__ = staticmethod(new)

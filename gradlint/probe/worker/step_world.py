@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import step_calls
 import torch
-from ghost import Ghost, GhostTensor
+from ghost import Ghost, GhostTensor, unknown_size
 from ghost_math import gradients_in, weights_of
 from ghost_modules import base_for
 from ghost_world import MISSING, World
@@ -39,9 +39,6 @@ _NO_LAYER = re.compile(
 """Names of what a module may hold that is no layer with parameters."""
 
 
-CLASSES = 3
-"""An unknown number of classes or actions: a softmax over one has no gradient."""
-_CLASSES = re.compile(r"(action|act)_(space|dim|size)|(n|num)_?(actions?|class(es)?|labels?)|\.n$|vocab", re.IGNORECASE)
 MAX_WAITS = 12
 """Times that a guard that asks a counter is answered as it comes, before it is led to the calls of interest."""
 
@@ -202,7 +199,7 @@ class RunWorld(World):
             return float(self.modulus(ghost))
         if _TELLING.search(ghost.gl_name):
             self.assumed.setdefault(ghost.gl_name, 1)
-        return float(CLASSES) if _CLASSES.search(ghost.gl_name) else 1.0
+        return float(unknown_size(ghost))
 
     def limit(self, value: Any, default: float) -> float:
         """A number a recorded function was given; an unknown one is ``default``."""
