@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from gradlint.facts.cfg import Graph, build
 from gradlint.facts.steps_context import Units
 from gradlint.facts.steps_events import Event, Frame, Kind
+from gradlint.facts.steps_lightning import automatic
 from gradlint.facts.steps_objects import Objects, merged
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_read import StepReader
@@ -41,6 +42,8 @@ class Region:
     graph: Graph[Event]
     cls: str | None = None
     """The class of ``self``, where it is a subclass of the one that defines the method."""
+    automatic: bool = False
+    """Whether a framework's trainer runs the step. What it does is written out, and has no place in the text."""
 
     @functools.cached_property
     def events(self) -> tuple[tuple[int, Event], ...]:
@@ -234,6 +237,16 @@ def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
     for function in functions:
         if function.node in called and function.node not in reader.entered:
             yield from _read(reader, function)
+    for cls in scopes.classes:
+        found = automatic(cls, reader.cache)
+        if found is not None and any(method.node in reader.unit.training for method in cls.methods.values()):
+            yield _trainer(reader, cls, *found)
+
+
+def _trainer(reader: StepReader, cls: Class, step: Function, body: list[ast.stmt]) -> Region:
+    """The training step that a trainer makes of a module's own."""
+    context = dataclasses.replace(reader.context_of(step, cls), active=())
+    return Region(step.qualname, reader.unit.path, build(body, context, reader), automatic=True)
 
 
 def _read(reader: StepReader, function: Function | None) -> Iterator[Region]:

@@ -21,7 +21,14 @@ def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int,
         for index, event in region.of_kind(kind):
             if not event.doubt:
                 found.setdefault((event.path, event.location), []).append((region, index, event))
-    yield from found.values()
+    for places in found.values():
+        trained = [place for place in places if place[0].automatic]
+        if not trained or kind != "clip":
+            places = [place for place in places if not place[0].automatic]
+        if trained and kind == "clip":
+            places = trained  # by itself a hook is no training step
+        if places:
+            yield places
 
 
 def proposed(facts: FileFacts, kind: Kind, find: Finder) -> Iterator[Candidate]:
@@ -58,6 +65,8 @@ def candidate(
     ``place`` may be in a helper of another file: the experiment then starts in this one, where the helper is called.
     """
     frame = frame_in(turn, [place, *others], facts.path)
+    if turn.region.automatic:
+        edit, help = None, "clip with gradient_clip_val of the Trainer, or in configure_gradient_clipping()"
     changed = edit_path or place.path
     lines = moved_to(edit, place.line) if changed == place.path else (place.line,)
     own = place.path == facts.path

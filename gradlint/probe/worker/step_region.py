@@ -19,6 +19,7 @@ from ghost_world import MISSING
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules
+from step_lightning import Automatic, is_automatic
 from step_nodes import dotted
 from step_record import MAX_GATHERING, MAX_STEPS, Loop, Stop
 from step_roles import MODEL
@@ -89,13 +90,22 @@ def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWo
     """Once if it loops over training steps itself; else as often as a loop around it would."""
     once = node.name in world.flow.loops or _nested_loop(node, world)
     arguments = _Arguments(node, skipped, world)
+    instance = getattr(function, "__self__", None)
+    trainer = Automatic(instance, world) if is_automatic(instance, node.name) else None
     recorder, around = world.recorder, Loop("", 0, 0)
     for number in range(1 if once else MAX_GATHERING * MAX_STEPS):
         recorder.call = number
         if recorder.same is not None:
             seed()
         progress, steps, backwards = recorder.progress, recorder.steps, recorder.backwards
-        _exhaust(function(**arguments.at(number)))
+        given = arguments.at(number)
+        batch = next(iter(given.values()), None)
+        if trainer is not None:
+            trainer.before(batch, number)
+        result = function(**given)
+        _exhaust(result)
+        if trainer is not None:
+            trainer.after(result, batch, number)
         if recorder.steps > steps:
             around.steps += 1
             around.idle = around.gathering = 0
