@@ -68,7 +68,7 @@ from gradlint.facts.remedies import move_before
 from gradlint.facts.step_trace import clip_judgement, late_run
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
-from gradlint.facts.steps_states import Turn, phases, stepped_by, turn_of
+from gradlint.facts.steps_states import Turn, clears, guards_held, phases, stepped_by, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 
@@ -80,7 +80,9 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
         if turn is None or clip.logging:
             return None
         ahead = phases(steps, turn.graph, clip).get(index, frozenset())
-        if not ahead or not ahead <= {"consumed", "spent"}:
+        if "consumed" not in ahead and "spent" not in ahead:
+            return None
+        if not ahead <= {"consumed", "spent"} and not _in_vain(steps, turn, index, clip, ahead):
             return None
         if _used_later(steps, turn, index, clip):
             return None
@@ -97,6 +99,25 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
         turn = turn_of(region, index)
         if turn is not None and not clip.logging:
             yield _candidate(facts, steps, turn, clip, edit=False)
+
+
+def _in_vain(steps: StepFacts, turn: Turn, index: int, clip: Event, ahead: frozenset[str]) -> bool:
+    """Whether gradients that some path leaves unused (their norm is not finite, say) are cleared behind the clip."""
+    held = guards_held(turn.graph)
+    mine = held.get(index, frozenset())
+    stepped = [k for k, e in turn.events("step") if k < index and steps.related(clip, e) is not False]
+    if not ahead <= {"consumed", "spent", "fresh", "unscaled"} or any(
+        guard.counter for k in stepped for guard in held.get(k, frozenset()) - mine
+    ):
+        return False
+    loops = turn.graph.nodes[index].loops
+    return any(
+        k > index
+        and turn.graph.nodes[k].loops == loops
+        and held.get(k, frozenset()) <= mine
+        and clears(steps, e, clip, True) is True
+        for k, e in turn.events("zero_grad")
+    )
 
 
 def _used_later(steps: StepFacts, turn: Turn, index: int, clip: Event) -> bool:

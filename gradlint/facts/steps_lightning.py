@@ -63,12 +63,24 @@ def _calls(statement: ast.stmt) -> Iterator[ast.Call]:
     return (node for node in ast.walk(statement) if isinstance(node, ast.Call))
 
 
+_OWN_ORDER = frozenset({"automatic_optimization", "optimizer_step", "optimizer_zero_grad", "backward"})
+"""Methods and properties with which a module makes an order of its own."""
+_MANUAL = frozenset({"manual_backward", "backward", "optimizers"})
+
+
 def _is_manual(node: ast.ClassDef) -> bool:
-    """``automatic_optimization = False``, on the class or on ``self``; or a backward of its own."""
+    """``automatic_optimization`` set to anything but True; or a backward, an optimizer or an order of its own."""
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Constant) and inner.value.value is False:
-            if any((spelled(t) or "").endswith("automatic_optimization") for t in inner.targets):
-                return True
-        elif isinstance(inner, ast.Attribute) and inner.attr in {"manual_backward", "backward"}:
+        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and inner.name in _OWN_ORDER:
             return True
+        if isinstance(inner, ast.Attribute) and inner.attr in _MANUAL:
+            return True
+        if isinstance(inner, (ast.Assign, ast.AnnAssign)) and not _is_true(inner.value):
+            targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
+            if any((spelled(target) or "").endswith("automatic_optimization") for target in targets):
+                return True
     return False
+
+
+def _is_true(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True

@@ -35,7 +35,7 @@ OPTIMIZERS = word_set("opt opts optim optims optimizer optimizers optimiser opti
 SCHEDULERS = word_set("sch sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
 OTHER_STEPS = word_set(
     """env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler
-    swa board writer debugger stepper world game wandb tracker"""
+    swa board writer debugger stepper world game wandb tracker updater annealer"""
 )
 """Things with a ``step`` that trains nothing."""
 MODELS = word_set(
@@ -83,7 +83,8 @@ WRAPPERS = word_set("accelerator fabric engine strategy plugin booster")
 """Training frameworks whose objects have a ``backward``, a clip or a ``step`` of their own."""
 HARMLESS = word_set(
     """no_grad enable_grad set_grad_enabled inference_mode autocast scale_loss master_params no_sync disable_grad
-    gradient_checkpointing_enable gradient_checkpointing_disable end_training"""
+    gradient_checkpointing_enable gradient_checkpointing_disable end_training register_forward_hook
+    register_forward_pre_hook register_full_backward_hook register_hook register_buffer register_parameter"""
 )
 """Calls that change no gradient, whatever their names suggest."""
 PREPARES = word_set("prepare set init initialize reset start clear zero none free wipe make begin")
