@@ -131,6 +131,7 @@ class Program:
         self.remedy: Optional[step_remedy.Remedy] = None
         self.accumulation = int(body.get("accumulation") or 1)
         self.overflow = bool(body.get("overflow"))
+        self.asked = frozenset(body["lines"])
         self.same_batch = bool(body.get("same_batch"))
         self.iterators = {
             (str(more[0]) if more else self.entry, int(line), str(name))
@@ -193,7 +194,7 @@ class Program:
     ) -> "tuple[Dict[str, Any], Sequence[ClipSeen]]":
         same = SameBatch() if self.same_batch else None
         recorder = Recorder(self.entry, self.files, self.stubs, seen, LAST_SHARE * _cpu_limit(), same)
-        recorder.remedy, recorder.overflow = self.remedy, self.overflow
+        recorder.remedy, recorder.overflow, recorder.asked = self.remedy, self.overflow, self.asked
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)

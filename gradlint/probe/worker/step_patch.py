@@ -133,7 +133,10 @@ def _clip(
     name = "clip_value" if by_value else "max_norm"
     limit = _argument(args, kwargs, 0, name, 1.0)
     norm_type = float("inf") if by_value else 2.0
-    if isinstance(limit, (int, float)) and limit <= 0.0:  # an option that is off by default
+    off = isinstance(limit, (int, float)) and (
+        limit <= 0.0 or (limit == float("inf") and recorder.where()[1] in recorder.asked)
+    )
+    if off:  # an option that is off by default; a literal infinity is not asked about
         limit = Hooks.number(Ghost(name), 1.0)
         args, kwargs = ([limit, *args[1:]], kwargs) if args else (args, {**kwargs, name: limit})
     if limit is None and name not in kwargs and not args:

@@ -48,7 +48,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from step_grads import ClipSeen, Gradients
 from step_remedy import Remedy
@@ -127,6 +127,8 @@ class Recorder:
     """Set where every iteration is to get the same data, and no weight is to move."""
     overflow: bool = False
     """Whether the next scaled backward is to overflow."""
+    asked: FrozenSet[int] = frozenset()
+    """The lines of the entry module that the request asks about."""
     remedy: Optional[Remedy] = None
     """What the run does otherwise than the text says."""
 
