@@ -225,9 +225,26 @@ model(torch.ones(2, 3)).mean().backward()
 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
 optimizer.step()
 """
-    (path,) = replay.run(source, "", [7])["paths"]
+    (path,) = replay.run(source, "", [8])["paths"]
     assert of_kind(path, "clip")[0]["max_norm"] == "inf"
     assert of_kind(path, "backward")[0]["factor"] == 1.0
+
+
+@pytest.mark.parametrize("default", ["float('inf')", "-1.0", "0"])
+def test_a_limit_that_is_off_by_default_is_turned_on_for_the_clip_in_question(replay: Replay, default: str) -> None:
+    source = f"""
+import torch
+def train(model, batches, limit={default}):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+"""
+    answer = replay.run(source, "train", [8])
+    assert of_kind(answer["paths"][0], "clip")[0]["max_norm"] == 1.0
+    assert answer["assumed"]["max_norm" if default != "0" else "limit"] == 1.0
 
 
 def test_gradients_that_are_large_already_are_left_alone(replay: Replay) -> None:

@@ -267,8 +267,10 @@ def repeated(steps: StepFacts, turn: Turn, step: Event) -> Event | None:
     if found == {"consumed"} and near:
         return near[-1]
     inner = [e for k, e in before if turn.graph.nodes[k].loops[: len(loops)] == loops and e not in near]
-    # behind a loop that steps in each turn: without a turn there is nothing to step with either
-    return inner[-1] if inner and "consumed" in found <= {"consumed", "unknown", "none"} else None
+    # behind a loop that steps in each turn, and again in each turn of a loop round it
+    if turn.loop is None or not inner:
+        return None
+    return inner[-1] if "consumed" in found and found <= {"consumed", "unknown", "none"} else None
 
 
 def _alone_with_its_parameters(steps: StepFacts, turn: Turn, step: Event) -> bool:
