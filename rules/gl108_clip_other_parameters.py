@@ -65,6 +65,7 @@ When only the other network is meant to be clipped, and the optimizer's own grad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -138,9 +139,19 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         "measured": {"clipped_and_stepped": int(shared), "norm_at_step": float(f"{norm:.6g}")},
         "threshold": {"clipped_and_stepped": 0},
     }
-    if shared or norm == 0.0:
-        return Judgement("refuted", detail="the step's own parameters are clipped, or have no gradients", **common)
+    if norm == 0.0:
+        detail = "in the replay the step's own parameters had no gradients"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if shared and any(_STAND_IN.match(str(value)) for value in common["assumed"].values()):
+        detail = "the replay had to assume which parameters the optimizer holds"
+        return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if shared:
+        return Judgement("refuted", detail="the step's own parameters are clipped", **common)
     return Judgement("confirmed", **common)
+
+
+_STAND_IN = re.compile(r"\w+\(lr=")
+"""An optimizer that was made for the replay."""
 
 
 def _runs(path: Mapping[str, Any], spot: Spot, stepped: Spot) -> Iterator[tuple[bool, float]]:

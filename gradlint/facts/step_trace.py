@@ -250,6 +250,8 @@ def clip_judgement(
     if written is None:
         detail = "in the replay no step was made on the parameters that it clips"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
+    if not any(e["kind"] == "backward" for path in data.get("paths", ()) for e in path.get("events", ())):
+        return Judgement("unverified", reason="not-sliced", detail="in the replay no backward was made", **common)
     if kind == "replay" and written.at_step == 0.0 and not written.fault:
         # The backward that was seen is that of other parameters: the clip's own may be in code that was not.
         detail = "no backward that was seen reaches the parameters that it clips"
