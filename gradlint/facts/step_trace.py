@@ -250,7 +250,8 @@ def clip_judgement(
     if written is None:
         detail = "in the replay no step was made on the parameters that it clips"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
-    if not any(e["kind"] == "backward" for path in data.get("paths", ()) for e in path.get("events", ())):
+    ran = any(e["kind"] == "backward" for path in data.get("paths", ()) for e in path.get("events", ()))
+    if not ran and not written.fault:
         return Judgement("unverified", reason="not-sliced", detail="in the replay no backward was made", **common)
     if kind == "replay" and written.at_step == 0.0 and not written.fault:
         # The backward that was seen is that of other parameters: the clip's own may be in code that was not.
