@@ -101,7 +101,7 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
             continue
         faults = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
         if any(fault == "right" for *_, fault in faults):
-            continue  # a place from which no step follows says nothing
+            continue
         for region, node, clip, fault in faults:
             if isinstance(fault, _Course):
                 yield _candidate(facts, steps, region, node, clip, fault)
