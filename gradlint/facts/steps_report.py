@@ -23,12 +23,10 @@ def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int,
                 found.setdefault((event.path, event.location), []).append((region, index, event))
     for places in found.values():
         trained = [place for place in places if place[0].automatic]
-        if not trained or kind != "clip":
-            places = [place for place in places if not place[0].automatic]
-        if trained and kind == "clip":
-            places = trained  # by itself a hook is no training step
-        if places:
-            yield places
+        own = [place for place in places if not place[0].automatic]
+        chosen = (trained or own) if kind == "clip" else own  # by itself a hook is no training step
+        if chosen:
+            yield chosen
 
 
 def proposed(facts: FileFacts, kind: Kind, find: Finder) -> Iterator[Candidate]:
