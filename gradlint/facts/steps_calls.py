@@ -192,44 +192,44 @@ def is_module_call(call: ast.Call, frame: Context) -> bool:
     )
 
 
-def clearing_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, list[ast.stmt]] | None:
-    """``for p in model.parameters(): p.grad = None`` clears on every path, whatever the ``if`` inside.
+def loops_by_hand(node: ast.For | ast.AsyncFor, frame: Context) -> Iterator[tuple[Event, list[ast.stmt]]]:
+    """What a loop over parameters does to their gradients: ``p.grad = None`` clears on every path, whatever the ``if``
+    inside; ``p.grad.data.clamp_(-1, 1)`` is a clip by value, written by hand.
 
-    Gives the event, which stands on the line of the loop, and the statements inside that it speaks for.
+    Gives the first event of each kind, on the line of the loop, with the statements inside that it speaks for.
     """
+    found: set[str] = set()
     for inner in _own_part(node):
-        if _clears_by_hand(inner):
-            reached = roots(node.iter, frame.key, frame.scope, frame.unit.objects)
+        kind = "zero_grad" if _clears_by_hand(inner) else "clip" if _clamps_by_hand(inner) else ""
+        if not kind or kind in found:
+            continue
+        found.add(kind)
+        reached = roots(node.iter, frame.key, frame.scope, frame.unit.objects)
+        if kind == "zero_grad":
             where = frame.unit.lines.location(inner)  # type: ignore[arg-type]
             event = event_of("zero_grad", node, frame, "grad = None", roots=reached, value=where)
-            head = frame.unit.lines.location(node.iter)
-            at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
-            return dataclasses.replace(event, location=at), _statement_of(inner, node)
-    return None
-
-
-def clamping_loop(node: ast.For | ast.AsyncFor, frame: Context) -> tuple[Event, list[ast.stmt]] | None:
-    """``for p in model.parameters(): p.grad.data.clamp_(-1, 1)`` is a clip by value, written by hand."""
-    for inner in _own_part(node):
-        if not isinstance(inner, ast.Call) or not isinstance(inner.func, ast.Attribute) or inner.func.attr != "clamp_":
-            continue
-        if not (isinstance(inner.func.value, ast.Attribute) and is_grad(inner.func.value)):
-            continue
-        limit = next((k.value for k in inner.keywords if k.arg == "max"), inner.args[1] if inner.args[1:] else None)
-        event = event_of(
-            "clip",
-            node,
-            frame,
-            "clamp_",
-            roots=roots(node.iter, frame.key, frame.scope, frame.unit.objects),
-            limit=ast.unparse(limit) if limit is not None else "",
-            by_value=True,
-        )
-        owner = next((r.partition(":")[2] for r in event.roots if r.startswith("optimizer:")), "")
+        else:
+            limit = _upper(inner)
+            text = ast.unparse(limit) if limit is not None else ""
+            owner = next((r.partition(":")[2] for r in reached if r.startswith("optimizer:")), "")
+            event = event_of("clip", node, frame, "clamp_", owner, roots=reached, limit=text, by_value=True)
         head = frame.unit.lines.location(node.iter)
         at = dataclasses.replace(event.location, end_line=head.end_line, end_column=head.end_column)
-        return dataclasses.replace(event, location=at, object=owner), _statement_of(inner, node)
-    return None
+        yield dataclasses.replace(event, location=at), _statement_of(inner, node)
+
+
+def _clamps_by_hand(node: ast.AST) -> bool:
+    """``p.grad.data.clamp_(-1, 1)``."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "clamp_":
+        return False
+    return isinstance(node.func.value, ast.Attribute) and is_grad(node.func.value)
+
+
+def _upper(clamp: ast.AST) -> ast.expr | None:
+    """The upper limit of a clamp."""
+    if not isinstance(clamp, ast.Call):
+        return None
+    return next((k.value for k in clamp.keywords if k.arg == "max"), clamp.args[1] if clamp.args[1:] else None)
 
 
 def _own_part(loop: ast.For | ast.AsyncFor) -> Iterator[ast.AST]:

@@ -18,13 +18,12 @@ from gradlint.facts.steps_assign import (
 )
 from gradlint.facts.steps_calls import (
     backward_event,
-    clamping_loop,
-    clearing_loop,
     clip_event,
     doubtful_event,
     event_of,
     is_grad,
     is_module_call,
+    loops_by_hand,
 )
 from gradlint.facts.steps_context import Context, Unit, Units, aliases
 from gradlint.facts.steps_events import Event, Frame
@@ -147,10 +146,9 @@ class StepReader:
         if isinstance(node, (ast.For, ast.AsyncFor)):
             items.extend(self._expression(node.iter, frame, room))
             items.extend(consumed(loop_source(node), node.iter, frame, "for"))
-            for found in (clearing_loop(node, frame), clamping_loop(node, frame)):
-                if found is not None:
-                    items.append(found[0])
-                    self._in_clearing.update(found[1])
+            for event, told in loops_by_hand(node, frame):
+                items.append(event)
+                self._in_clearing.update(told)
             return items
         alone = frame.unit.lines.location(node.value) if isinstance(node, ast.Expr) else None
         computed = self._computed_loss(node, frame)
