@@ -71,9 +71,8 @@ from gradlint.facts.cfg import Node
 from gradlint.facts.remedies import move_after
 from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
-from gradlint.facts.steps_repeat import reaches
 from gradlint.facts.steps_report import candidate, depth_of_events, own_events, short, where
-from gradlint.facts.steps_states import Turn, follow, place_in, turn_of
+from gradlint.facts.steps_states import Turn, follow, place_in, reaches, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 _States = frozenset[str]

@@ -75,7 +75,7 @@ from gradlint.facts import FileFacts
 from gradlint.facts.remedies import insert_unscale, move_before
 from gradlint.facts.step_trace import CURE_SHARE, clip_judgement, scaled_run
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import unclipped_step
+from gradlint.facts.steps_apart import unclipped_step
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
 from gradlint.facts.steps_states import Phase, Turn, guards_held, phases, stepped_by, turn_of
 from gradlint.facts.steps_words import words

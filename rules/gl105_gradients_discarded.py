@@ -69,9 +69,9 @@ from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_clearing
 from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import cleared_each_turn, dropped_at
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, where
 from gradlint.facts.steps_states import Turn, turn_of
+from gradlint.facts.steps_windows import cleared_each_turn, dropped_at
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 KEPT = 0.5

@@ -72,7 +72,7 @@ from typing import Any
 from gradlint.facts import FileFacts
 from gradlint.facts.step_trace import Spot, assumed, kind_of, not_run, spot_of, turns
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import unclipped_step
+from gradlint.facts.steps_apart import unclipped_step
 from gradlint.facts.steps_report import candidate, own_events, proposed, short, where
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule

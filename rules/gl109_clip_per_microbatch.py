@@ -71,9 +71,9 @@ from gradlint.facts import FileFacts
 from gradlint.facts.remedies import move_before, put_under
 from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, edited_spots, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import guarded_step
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
 from gradlint.facts.steps_states import Turn, turn_of
+from gradlint.facts.steps_windows import guarded_step
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 MICRO_BATCHES = 4

@@ -181,6 +181,24 @@ def turn_of(region: Region, index: int, kinds: frozenset[str] = frozenset({"back
     return None
 
 
+def reaches(graph: Graph[Event], start: int, goal: int) -> bool:
+    """Whether some path leads from one node to another."""
+    seen, work = {start}, [start]
+    while work:
+        for target in graph.successors[work.pop()]:
+            if target == goal:
+                return True
+            if target not in seen:
+                seen.add(target)
+                work.append(target)
+    return False
+
+
+def one_optimizer(turn: Turn) -> bool:
+    """Whether the steps of an iteration are all of one optimizer."""
+    return len({e.object for _, e in turn.events("step")}) <= 1
+
+
 # -- the gradients of one optimizer
 
 
