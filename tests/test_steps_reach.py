@@ -186,6 +186,36 @@ for x in data:
     assert found(source.replace("filter(wanted, net.parameters())", "list(net.parameters())")) == []
 
 
+GAN = """\
+class Model(Base):
+    def optimize(self):
+        self.forward()
+        {before}
+        self.optimizer_G.zero_grad()
+        {between}
+        self.optimizer_G.step()
+        self.loss(self.netG(self.x)).backward()
+        {behind}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "between", "behind", "silent"),
+    [
+        ("self.set_requires_grad([self.netD], False)", "pass", "pass", False),
+        ("pass", "pass", "sync_grads(self.netG)", False),
+        ("pass", "self.set_gradients(self.netG)", "pass", True),
+        ("pass", "self.run_generator(self.netG)", "pass", True),
+        ("pass", "self.backward_G()", "pass", True),
+    ],
+)
+def test_a_step_behind_a_clearing_is_told_of_unless_something_between_may_give_gradients(
+    before: str, between: str, behind: str, silent: bool
+) -> None:
+    source = GAN.format(before=before, between=between, behind=behind)
+    assert found(source) == ([] if silent else [("GL106", 7)])
+
+
 def right_programs() -> list[str]:
     return re.split(r"^# -{10,}.*\n", RIGHT.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 

@@ -187,9 +187,14 @@ def is_module_call(call: ast.Call, frame: Context) -> bool:
         return False
     if key in frame.selves:
         return True
+    said = words(last_name(key))
     return key in frame.unit.objects.models or (
-        frame.unit.objects.is_model(key) and not (set(words(last_name(key))) & STRONG)
+        frame.unit.objects.is_model(key) and not set(said) & STRONG and said[:1] not in _DOING
     )
+
+
+_DOING = (["run"], ["do"], ["process"], ["handle"], ["perform"])
+"""What a method that is no module begins with: ``self.run_generator(...)``."""
 
 
 def loops_by_hand(node: ast.For | ast.AsyncFor, frame: Context) -> Iterator[tuple[Event, list[ast.stmt]]]:
@@ -296,7 +301,7 @@ def doubtful_event(call: ast.Call, frame: Context, name: str | None, last: str) 
         return
     if _may_clear(call, known, keys, frame):
         yield event_of("unknown", call, frame, doubt="clearing")
-    if known & GRADIENTS and known & WRITES:
+    if known & GRADIENTS and known & WRITES and "requires" not in known:
         yield event_of("unknown", call, frame, doubt="strong")  # `net.set_gradients(...)`
         return
     if given or (known & (BOOKKEEPING | COMPUTING) and not known & {"backward", "backprop"}):

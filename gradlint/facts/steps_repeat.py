@@ -126,7 +126,7 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     start: Phase = "none" if not region.qualname or turn.loop is not None else "unknown"
     found = phases(steps, region.graph, step, start).get(index, frozenset())
     inside = phases(steps, turn.graph, step).get(index, frozenset())
-    if _doubtful(turn):
+    if _doubtful(turn) and not (inside == {"cleared"} and _nothing_between(turn, index)):
         return None
     if "consumed" in inside and found <= {"consumed", "none", "unknown"}:
         return turn if repeated(steps, turn, step) is not None else None
