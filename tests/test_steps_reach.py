@@ -216,6 +216,17 @@ def test_a_step_behind_a_clearing_is_told_of_unless_something_between_may_give_g
     assert found(source) == ([] if silent else [("GL106", 7)])
 
 
+def test_a_pipeline_schedule_may_run_backward() -> None:
+    source = """
+        for step in range(steps):
+            optimizer.zero_grad()
+            losses = schedule(forward_step_func=forward_step, model=model(x))
+            optimizer.step()
+            update(losses)
+    """
+    assert found(source) == []
+
+
 def right_programs() -> list[str]:
     return re.split(r"^# -{10,}.*\n", RIGHT.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 

@@ -126,7 +126,9 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     start: Phase = "none" if not region.qualname or turn.loop is not None else "unknown"
     found = phases(steps, region.graph, step, start).get(index, frozenset())
     inside = phases(steps, turn.graph, step).get(index, frozenset())
-    if _doubtful(turn) and not (inside == {"cleared"} and _nothing_between(turn, index)):
+    ahead_of_backward = _same_loop(turn, index) and _backward_next(turn, index)
+    plain = inside == {"cleared"} and ahead_of_backward and _nothing_between(turn, index)
+    if _doubtful(turn) and not plain:
         return None
     if "consumed" in inside and found <= {"consumed", "none", "unknown"}:
         return turn if repeated(steps, turn, step) is not None else None
@@ -135,7 +137,7 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     if inside == frozenset({"spent"}):
         return turn
     if any(True for _ in turn.events("backward")):
-        if _same_loop(turn, index) and _backward_next(turn, index):
+        if ahead_of_backward:
             return turn
         loops = turn.graph.nodes[index].loops
         behind = any(k < index and turn.graph.nodes[k].loops == loops for k, _ in turn.events("backward"))
