@@ -249,7 +249,7 @@ def _candidate(
     backward, step = course.backward[0], course.steps[0]
     turn = turn_of(region, node)
     assert turn is not None
-    remedy, changed = _remedy(steps, region, clip, course) if edit and not region.automatic else (None, "")
+    remedy, changed = _remedy(steps, region, clip, course) if edit and not region.trainer else (None, "")
     return candidate(
         "GL101",
         facts,

@@ -134,7 +134,7 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, clip: Event, edit
     backward = [e for _, e in turn.events("backward")]
     last = max((e.line for e in backward if e.path == step.path and e.line < step.line), default=0)
     used = [e for e in used if e.path != step.path or e.line > last] or used  # not the first step of SAM
-    remedy = _remedy(steps, clip, used, backward) if edit and not turn.region.automatic else None
+    remedy = _remedy(steps, clip, used, backward) if edit and not turn.region.trainer else None
     return candidate(
         "GL102",
         facts,

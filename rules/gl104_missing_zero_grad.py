@@ -1,7 +1,8 @@
 """# missing-zero-grad
 
 ## What it does
-Finds a training loop that makes backward passes and steps and never clears the gradients.
+Finds a training loop that makes backward passes and steps and never clears the gradients, and the same in a closure
+that LBFGS evaluates several times in one step.
 
 ## Why it matters
 `backward()` adds to the gradients that are there. Without `zero_grad()` every step uses the sum of all gradients so
@@ -69,7 +70,7 @@ from gradlint.facts import FileFacts
 from gradlint.facts.remedies import insert_clearing
 from gradlint.facts.step_trace import NO_EDIT, Spot, assumed, kind_of, not_run, on_branch, spot_of
 from gradlint.facts.steps import Event, StepFacts
-from gradlint.facts.steps_repeat import never_cleared, repeating
+from gradlint.facts.steps_repeat import never_cleared, repeated_by_itself, repeating
 from gradlint.facts.steps_report import candidate, own_events, where
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
@@ -93,7 +94,8 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
             if turn is None or backward is None:
                 continue
             place = (backward.path, backward.line, step.object)
-            if not repeating(steps, turn, index) or not never_cleared(steps, turn, step):
+            again = repeating(steps, turn, index) or repeated_by_itself(steps, step, backward)
+            if not again or not never_cleared(steps, turn, step, backward):
                 cleared.add(place)
             else:
                 found.setdefault(place, _candidate(facts, steps, turn, backward, step))
@@ -131,17 +133,29 @@ def _candidate(
         turn,
         backward,
         [step],
-        f"the gradients are never cleared in this loop: each {step.name}() ({where(step, facts.path)}) uses the sum of "
-        "the gradients of all iterations so far",
+        _claim(turn, step, facts.path),
         f"call {clear} once in each iteration, ahead of {backward.name}()",
         edit=remedy,
         related=[(step, "the summed gradients are used here")],
         told={
             "step": steps.spot(step),
+            "evaluations": turn.loop is None,
         },
         same_batch=True,
         overflow=bool(step.scaler),
         remedy="clear-after-step" if edit else "",
+    )
+
+
+def _claim(turn: Turn, step: Event, path: str) -> str:
+    if turn.loop is None:
+        return (
+            f"the gradients are never cleared in this closure, which {step.name}() ({where(step, path)}) evaluates "
+            "several times: each evaluation gives the sum of the gradients of all so far"
+        )
+    return (
+        f"the gradients are never cleared in this loop: each {step.name}() ({where(step, path)}) uses the sum of the "
+        "gradients of all iterations so far"
     )
 
 
@@ -168,7 +182,8 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     stuck = _steps_after_overflow(data.get("paths", ()), spot)
     if stuck is not None:
         return _overflowed(candidate, data, stuck, common)
-    written = _worst(data.get("paths", ()), spot)
+    every = bool(candidate.facts["evaluations"])
+    written = _worst(data.get("paths", ()), spot, every)
     if written is None:
         detail = "in the replay fewer than three steps were made with gradients"
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
@@ -184,7 +199,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("unverified", reason="inconclusive", detail="the gradient grows, by less than a sum", **common)
     if not candidate.facts["has_edit"]:
         return Judgement("unverified", reason="not-sliced", detail=NO_EDIT, **common)
-    edited = _worst(data.get("edited_paths", ()), None)
+    edited = _worst(data.get("edited_paths", ()), None, every)
     if edited is None:
         return Judgement("unverified", reason="not-sliced", detail="the edited loop did not run", **common)
     after = {"growth": _growth(edited[0])}
@@ -223,17 +238,22 @@ def _steps_after_overflow(paths: Sequence[Mapping[str, Any]], spot: Spot | None)
     return min(found, default=None)
 
 
-def _worst(paths: Sequence[Mapping[str, Any]], spot: Spot | None) -> tuple[list[float], Mapping[str, bool]] | None:
-    """Of the optimizer whose norms grow most, over all paths: one iteration's own norm, and those at three steps."""
-    found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, spot)]
+def _worst(
+    paths: Sequence[Mapping[str, Any]], spot: Spot | None, every: bool
+) -> tuple[list[float], Mapping[str, bool]] | None:
+    """Of the optimizer whose norms grow most, over all paths: one iteration's own norm, and those at three steps.
+
+    ``every``: each evaluation of a closure counts as a step.
+    """
+    found = [(norms, path.get("guards", {})) for path in paths for norms in _series(path, spot, every)]
     return max(found, key=lambda one: _growth(one[0]), default=None)
 
 
-def _series(path: Mapping[str, Any], spot: Spot | None) -> Iterator[list[float]]:
+def _series(path: Mapping[str, Any], spot: Spot | None, every: bool) -> Iterator[list[float]]:
     by_optimizer: dict[str, list[Mapping[str, Any]]] = {}
     by_parameters: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for event in path.get("events", ()):
-        if event["kind"] != "step" or event.get("fenced") or event.get("evaluation", 0):
+        if event["kind"] != "step" or event.get("fenced") or (event.get("evaluation", 0) and not every):
             continue
         if (spot is None or spot.holds(event)) and event.get("accumulated") and "norm_unscaled" in event:
             by_optimizer.setdefault(event["object"], []).append(event)

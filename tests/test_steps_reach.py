@@ -41,7 +41,7 @@ def found(source: str) -> list[tuple[str, int]]:
 
 
 def kinds(steps: StepFacts, region: str) -> list[str]:
-    (graph,) = [r for r in steps.regions if r.qualname == region and r.automatic]
+    (graph,) = [r for r in steps.regions if r.qualname == region and r.trainer]
     return [f"{e.kind}:{e.line}" for _, e in graph.events if e.kind in {"zero_grad", "backward", "step", "clip"}]
 
 
@@ -88,7 +88,7 @@ def test_the_place_of_a_hook_decides(hook: str, code: str) -> None:
 )
 def test_a_module_with_an_order_of_its_own_is_not_automatic(own: str) -> None:
     source = LIT.replace("on_after_backward(self)", "on_before_zero_grad(self, optimizer)") + own
-    assert not any(region.automatic for region in steps_of(source).regions)
+    assert not any(region.trainer for region in steps_of(source).regions)
     assert found(source) == []
 
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from gradlint.facts.cfg import Graph, build
 from gradlint.facts.steps_context import Units
 from gradlint.facts.steps_events import Event, Frame, Kind
-from gradlint.facts.steps_lightning import automatic
 from gradlint.facts.steps_objects import Objects, merged
 from gradlint.facts.steps_project import Source
 from gradlint.facts.steps_read import StepReader
 from gradlint.facts.steps_scopes import Class, Function, Scopes
+from gradlint.facts.steps_trainers import Course, course_of
 from gradlint.facts.steps_words import PARAMETER_WORDS, callee, word_set, words
 
 __all__ = ["Event", "Frame", "Kind", "Region", "Source", "StepFacts", "Units", "may_share", "read_steps"]
@@ -42,8 +42,9 @@ class Region:
     graph: Graph[Event]
     cls: str | None = None
     """The class of ``self``, where it is a subclass of the one that defines the method."""
-    automatic: bool = False
-    """Whether a framework's trainer runs the step. What it does is written out, and has no place in the text."""
+    trainer: str = ""
+    """The framework whose trainer runs the step, if one does: what it does is written out, and has no place in the
+    text."""
 
     @functools.cached_property
     def events(self) -> tuple[tuple[int, Event], ...]:
@@ -231,22 +232,27 @@ def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
     """Outermost functions first: what they build in is no region of its own."""
     called = _called(reader, scopes)
     functions = [function for function in scopes.functions if function.node in reader.unit.training]
+    courses = [(cls, course) for cls in scopes.classes if (course := course_of(cls, reader.cache)) is not None]
+    by_hand = {course.step.node: (cls, course) for cls, course in courses if not course.trainer}
     outermost = [None, *(function for function in functions if function.node not in called)]
     for function in outermost:
-        yield from _read(reader, function)
+        if function is not None and function.node in by_hand:
+            yield _within_trainer(reader, *by_hand[function.node])
+        else:
+            yield from _read(reader, function)
     for function in functions:
         if function.node in called and function.node not in reader.entered:
             yield from _read(reader, function)
-    for cls in scopes.classes:
-        found = automatic(cls, reader.cache)
-        if found is not None and any(method.node in reader.unit.training for method in cls.methods.values()):
-            yield _trainer(reader, cls, *found)
+    for cls, course in courses:
+        if course.trainer and any(method.node in reader.unit.training for method in cls.methods.values()):
+            yield _within_trainer(reader, cls, course)
 
 
-def _trainer(reader: StepReader, cls: Class, step: Function, body: list[ast.stmt]) -> Region:
-    """The training step that a trainer makes of a module's own."""
-    context = dataclasses.replace(reader.context_of(step, cls), active=())
-    return Region(step.qualname, reader.unit.path, build(body, context, reader), automatic=True)
+def _within_trainer(reader: StepReader, cls: Class, course: Course) -> Region:
+    """A training step with the loop that a framework runs round it."""
+    context = dataclasses.replace(reader.context_of(course.step, cls), active=())
+    graph = build(course.body, context, reader)
+    return Region(course.step.qualname, reader.unit.path, graph, trainer=course.trainer)
 
 
 def _read(reader: StepReader, function: Function | None) -> Iterator[Region]:

@@ -321,6 +321,10 @@ class _Reader:
 
     def made(self, target: ast.expr, call: ast.Call, scope: Scope) -> None:
         """``target = Something(...)``."""
+        if isinstance(target, ast.Tuple) and isinstance(call.func, ast.Attribute) and call.func.attr == "optimizers":
+            for one in target.elts:
+                self.made(one, call, scope)  # `opt_g, opt_d = self.optimizers()`
+            return
         key = written(target)
         name = self.scopes.dotted(call.func, scope) or spelled(call.func) or ""
         last = name.rsplit(".", 1)[-1]

@@ -13,10 +13,9 @@ from gradlint.facts.steps_words import CLEARS, word_set, words
 
 
 def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
-    """Whether an iteration comes round again after a step: in a loop that nothing ends right behind the step, or in
-    the ``training_step`` that Lightning calls for each batch."""
+    """Whether an iteration comes round again after a step: in a loop that nothing ends right behind the step."""
     if turn.loop is None:
-        return _called_for_each_batch(steps, turn)
+        return False
     graph = turn.region.graph
     seen, work = {index}, [index]
     while work:
@@ -29,17 +28,19 @@ def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
     return False
 
 
-def _called_for_each_batch(steps: StepFacts, turn: Turn) -> bool:
-    owner, _, name = turn.region.qualname.rpartition(".")
-    if name != "training_step" or not any(e.name.endswith("manual_backward") for _, e in turn.events("backward")):
-        return False
-    others = [r for r in steps.regions if r is not turn.region]
-    others = [r for r in others if r.qualname.startswith(f"{owner}.") or ".on_" in r.qualname]
-    return not any(True for region in others for _ in region.of_kind("zero_grad"))
+def repeated_by_itself(steps: StepFacts, step: Event, backward: Event) -> bool:
+    """Whether one call of the step runs its closure, with the backward in it, again and again: LBFGS does."""
+    made = steps.objects.made_by.get(steps.objects.own(step.object), ()) if steps.objects is not None else ()
+    depth = len(step.frames)
+    inside = len(backward.frames) > depth and backward.frames[:depth] == step.frames
+    return inside and bool(made) and all(name.rsplit(".", 1)[-1] == "LBFGS" for name in made)
 
 
-def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
-    """Whether nothing in the loop can clear the gradients of ``step``, or make its model or optimizer anew."""
+def never_cleared(steps: StepFacts, turn: Turn, step: Event, backward: Event) -> bool:
+    """Whether nothing in the loop can clear the gradients of ``step``, or make its model or optimizer anew.
+
+    Without a loop, in the closure that the step runs, with the ``backward`` in it.
+    """
     if step.wrapper or not step.object:
         return False
     objects = steps.objects
@@ -48,9 +49,12 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event) -> bool:
     anew = _made_of_what_stays(turn, step)
     if _clears_by_event(steps, turn) or _wraps_an_unread_optimizer(steps, step):
         return False
-    if not anew and _another_each_turn(turn, step):
+    if not anew and not _handed_out(steps, step) and _another_each_turn(turn, step):
         return False
+    depth = len(step.frames) + 1 if turn.loop is None else 0
     for _, event in turn.events():
+        if event.frames[:depth] != backward.frames[:depth]:
+            continue
         if event.kind == "zero_grad" and steps.related(event, step) is not False and not apart(steps, event, step):
             return False
         if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given):
@@ -79,6 +83,12 @@ def _clears_by_event(steps: StepFacts, turn: Turn) -> bool:
         if region.qualname and "zero_grad" in kinds and not kinds & {"step", "backward"}:
             return True
     return False
+
+
+def _handed_out(steps: StepFacts, step: Event) -> bool:
+    """Whether the optimizer is bound to what Lightning's ``self.optimizers()`` gives: the same ones each time."""
+    made = steps.objects.made_by.get(step.object, frozenset()) if steps.objects is not None else frozenset()
+    return bool(made) and all(name.endswith(".optimizers") for name in made)
 
 
 def _another_each_turn(turn: Turn, step: Event) -> bool:

@@ -11,6 +11,10 @@ from gradlint.facts.steps import Event, Frame, Kind, Region, StepFacts
 from gradlint.facts.steps_states import Turn, place_in
 from gradlint.rule import Candidate, Location, Related, SourceEdit, StepExperiment
 
+_CLIPS_OF_TRAINERS = {
+    "Lightning": "clip with gradient_clip_val of the Trainer, or in configure_gradient_clipping()",
+    "transformers": "clip with max_grad_norm of the TrainingArguments, or behind the backward",
+}
 Finder = Callable[[StepFacts, Region, int, Event], "Candidate | None"]
 
 
@@ -22,8 +26,8 @@ def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int,
             if not event.doubt:
                 found.setdefault((event.path, event.location), []).append((region, index, event))
     for places in found.values():
-        trained = [place for place in places if place[0].automatic]
-        own = [place for place in places if not place[0].automatic]
+        trained = [place for place in places if place[0].trainer]
+        own = [place for place in places if not place[0].trainer]
         chosen = (trained or own) if kind == "clip" else own  # by itself a hook is no training step
         if chosen:
             yield chosen
@@ -63,8 +67,8 @@ def candidate(
     ``place`` may be in a helper of another file: the experiment then starts in this one, where the helper is called.
     """
     frame = frame_in(turn, [place, *others], facts.path)
-    if turn.region.automatic:
-        edit, help = None, "clip with gradient_clip_val of the Trainer, or in configure_gradient_clipping()"
+    if turn.region.trainer:
+        edit, help = None, _CLIPS_OF_TRAINERS[turn.region.trainer]
     changed = edit_path or place.path
     lines = moved_to(edit, place.line) if changed == place.path else (place.line,)
     own = place.path == facts.path

@@ -89,7 +89,7 @@ HARMLESS = word_set(
 """Calls that change no gradient, whatever their names suggest."""
 PREPARES = word_set("prepare set init initialize reset start clear zero none free wipe make begin")
 """In the name of a call that cannot be read: it may clear gradients, if it is given what has them."""
-HOOK_WORDS = word_set("on before after pre post begin end notify fire emit trigger dispatch callback callbacks batch")
+HOOK_WORDS = word_set("on before after pre post begin end notify fire emit trigger dispatch callback callbacks")
 """In the name of a method that cannot be read: it may run whatever listens, a clearing too."""
 WATCHERS = word_set(
     """log logging logger loggers writer timer meter meters metric metrics stats recorder monitor watch epoch rng seed

@@ -75,8 +75,10 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
     assumed: Dict[str, Any] = {}
     program = Program(body["modules"], body, assumed)
     paths = program.explore([{}], started)
-    if not _reached(paths, body["lines"]):
-        program.forced = set(program.passed)
+    for forced in (set(), program.passed):  # loops that have no items first: a guard within may be a known one
+        if _reached(paths, body["lines"]):
+            break
+        program.forced = set(forced)
         paths = program.explore([{}], started)
     for region in body.get("fallbacks", ()):
         if _reached(paths, body["lines"]):

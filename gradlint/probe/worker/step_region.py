@@ -19,11 +19,11 @@ from ghost_world import MISSING
 from probe_errors import ProbeError
 from step_globals import DEVICE, fill_globals
 from step_imports import StepModules
-from step_lightning import Automatic, is_automatic
 from step_nodes import dotted
 from step_record import MAX_GATHERING, MAX_STEPS, Loop, Stop
 from step_roles import MODEL
 from step_same import seed
+from step_trainers import trainer_of
 from step_world import RunWorld
 
 MAX_YIELDED = 200
@@ -91,7 +91,7 @@ def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWo
     once = node.name in world.flow.loops or _nested_loop(node, world)
     arguments = _Arguments(node, skipped, world)
     instance = getattr(function, "__self__", None)
-    trainer = Automatic(instance, world) if is_automatic(instance, node.name) else None
+    trainer = trainer_of(instance, node.name, world)
     recorder, around = world.recorder, Loop("", 0, 0)
     for number in range(1 if once else MAX_GATHERING * MAX_STEPS):
         recorder.call = number
@@ -99,13 +99,12 @@ def _call_repeatedly(function: Any, node: Definition, skipped: int, world: RunWo
             seed()
         progress, steps, backwards = recorder.progress, recorder.steps, recorder.backwards
         given = arguments.at(number)
-        batch = next(iter(given.values()), None)
         if trainer is not None:
-            trainer.before(batch, number)
+            trainer.before(given, number)
         result = function(**given)
         _exhaust(result)
         if trainer is not None:
-            trainer.after(result, batch, number)
+            trainer.after(result, given, number)
         if recorder.steps > steps:
             around.steps += 1
             around.idle = around.gathering = 0
