@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from gradlint.sources.text import Problem, decode, parse, read, too_deep
 
 Shape = tuple[int, ...]
 
+_INITIALISES = re.compile(r"\b(?:(?:normal|uniform|constant|zeros|ones|fill|zero|orthogonal)_|xavier_|kaiming_)")
+"""A file that writes weights: how code outside of a model initialises it matters then."""
 MAX_HELD = 2_200_000
 """Characters of source whose trees one process keeps between files: a tree takes about fifty bytes for each."""
 
@@ -153,7 +156,8 @@ class Analyst:
 
     def _models(self, file: SourceFile) -> tuple[ModelFacts, ...]:
         models = read_models(self.project.module(file), self.project.sites(file))
-        deep = [m for m in models if any(worth_a_look(c) for c in m.chains)]
+        written = _INITIALISES.search(file.text) is not None
+        deep = [m for m in models if written or any(worth_a_look(c) for c in m.chains)]
         if not deep:
             return models
         makers = frozenset(m.qualname for m in deep if m.kind != "variable")

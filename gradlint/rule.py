@@ -87,6 +87,10 @@ class ModelExperiment:
     scope: str | None
     remedies: tuple[str, ...]
     line: int
+    initialisers: tuple[tuple[str, str], ...] = ()
+    """Functions outside of the model that initialise it, with how: ``apply``, ``call`` or ``method``."""
+    measures: tuple[str, ...] = ()
+    """What is measured beside the chains: ``symmetry`` of constant weights, ``scale`` of the whole model."""
 
 
 @dataclasses.dataclass(frozen=True)

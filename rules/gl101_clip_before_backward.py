@@ -71,7 +71,7 @@ from gradlint.facts.cfg import Node
 from gradlint.facts.remedies import move_after
 from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
-from gradlint.facts.steps_report import candidate, depth_of_events, own_events, short, where
+from gradlint.facts.steps_report import Finder, at_calls, candidate, depth_of_events, own_events, short, where
 from gradlint.facts.steps_states import Turn, follow, place_in, reaches, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
@@ -100,11 +100,22 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
             continue
         faults = [(region, node, clip, _fault(steps, region, node, clip)) for region, node, clip in places_of_clip]
         if any(fault == "right" for *_, fault in faults):
+            found = [isinstance(fault, _Course) for *_, fault in faults]
+            if any(found):
+                yield from at_calls(facts, steps, places_of_clip, found, _finder(facts))
             continue
         for region, node, clip, fault in faults:
             if isinstance(fault, _Course):
                 yield _candidate(facts, steps, region, node, clip, fault)
                 break
+
+
+def _finder(facts: FileFacts) -> Finder:
+    def find(steps: StepFacts, region: Region, node: int, clip: Event) -> Candidate | None:
+        fault = _fault(steps, region, node, clip)
+        return _candidate(facts, steps, region, node, clip, fault) if isinstance(fault, _Course) else None
+
+    return find
 
 
 def places(facts: FileFacts) -> Iterable[Candidate]:

@@ -94,8 +94,9 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
             if turn is None or backward is None:
                 continue
             place = (backward.path, backward.line, step.object)
-            again = repeating(steps, turn, index) or repeated_by_itself(steps, step, backward)
-            if not again or not never_cleared(steps, turn, step, backward):
+            by_itself = repeated_by_itself(steps, step, backward)
+            inside = backward.frames[: len(step.frames) + 1] if turn.loop is None and by_itself else ()
+            if not (inside or repeating(steps, turn, index)) or not never_cleared(steps, turn, step, inside):
                 cleared.add(place)
             else:
                 found.setdefault(place, _candidate(facts, steps, turn, backward, step))
@@ -133,13 +134,13 @@ def _candidate(
         turn,
         backward,
         [step],
-        _claim(turn, step, facts.path),
+        _claim(steps, turn, backward, step, facts.path),
         f"call {clear} once in each iteration, ahead of {backward.name}()",
         edit=remedy,
         related=[(step, "the summed gradients are used here")],
         told={
             "step": steps.spot(step),
-            "evaluations": turn.loop is None,
+            "evaluations": _evaluated(steps, turn, backward, step),
         },
         same_batch=True,
         overflow=bool(step.scaler),
@@ -147,15 +148,20 @@ def _candidate(
     )
 
 
-def _claim(turn: Turn, step: Event, path: str) -> str:
-    if turn.loop is None:
+def _evaluated(steps: StepFacts, turn: Turn, backward: Event, step: Event) -> bool:
+    return turn.loop is None and repeated_by_itself(steps, step, backward)
+
+
+def _claim(steps: StepFacts, turn: Turn, backward: Event, step: Event, path: str) -> str:
+    if _evaluated(steps, turn, backward, step):
         return (
             f"the gradients are never cleared in this closure, which {step.name}() ({where(step, path)}) evaluates "
             "several times: each evaluation gives the sum of the gradients of all so far"
         )
+    where_not = "loop" if turn.loop is not None else "function, as those of the other optimizer are"
     return (
-        f"the gradients are never cleared in this loop: each {step.name}() ({where(step, path)}) uses the sum of the "
-        "gradients of all iterations so far"
+        f"the gradients are never cleared in this {where_not}: each {step.name}() ({where(step, path)}) uses the sum "
+        "of the gradients of all iterations so far"
     )
 
 

@@ -65,7 +65,7 @@ from typing import Any
 from gradlint.facts import FileFacts
 from gradlint.facts.step_trace import assumed, kind_of, not_run, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
-from gradlint.facts.steps_repeat import repeated, unfed
+from gradlint.facts.steps_repeat import mistaken, repeated, unfed
 from gradlint.facts.steps_report import candidate, own_events, proposed, where
 from gradlint.facts.steps_states import Turn, turn_of
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
@@ -76,7 +76,11 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
 
     def find(steps: StepFacts, region: Region, index: int, step: Event) -> Candidate | None:
         turn = unfed(steps, region, index, step)
-        return _candidate(facts, steps, turn, step) if turn is not None else None
+        if turn is not None:
+            return _candidate(facts, steps, turn, step)
+        turn = turn_of(region, index)
+        idle = mistaken(steps, turn, index, step) if turn is not None else None
+        return _mistaken(facts, steps, turn, step, idle) if turn is not None and idle else None
 
     return proposed(facts, "step", find)
 
@@ -124,6 +128,22 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event) -> C
         f"{step.name}() finds no gradients: {why}",
         help,
         related=[(e, "the gradients are computed here") for e in backward[:1]],
+    )
+
+
+def _mistaken(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event, idle: str) -> Candidate:
+    backward = [e for _, e in turn.events("backward") if e.line < step.line]
+    return candidate(
+        "GL106",
+        facts,
+        steps,
+        turn,
+        step,
+        backward[-1:],
+        f"{step.name}() finds no new gradients, and {idle} never steps",
+        f"call {idle}.step() here, if the backward ahead is meant for it",
+        related=[(e, "the gradients computed here are not its own") for e in backward[-1:]],
+        told={"again": True},
     )
 
 

@@ -83,6 +83,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradlint.facts import FileFacts, ModelFacts
+from gradlint.facts.chain_help import fitting, initialising
 from gradlint.facts.chain_verdict import judge_chains, model_candidates
 from gradlint.facts.vanishing import ChainView, may_be_default_stack, predicted_sick, proposes_default
 from gradlint.rule import Candidate, Judgement, Measurement, Rule
@@ -114,7 +115,7 @@ def _on_paper(v: ChainView, model: ModelFacts) -> bool:
 
 
 def _describe(v: ChainView, model: ModelFacts) -> tuple[str, str]:
-    return _message(v), _help(v, _fitting(v))
+    return _message(v), initialising(v, fitting(v))
 
 
 def _message(v: ChainView) -> str:
@@ -126,41 +127,11 @@ def _message(v: ChainView) -> str:
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     """Sick as written with default weights, healthy with the initialiser that fits the activation."""
-    return judge_chains(candidate, measurement, _owns, lambda v: (_fitting(v),), _explain)
+    return judge_chains(candidate, measurement, _owns, lambda v: (fitting(v),), _explain)
 
 
 def _explain(v: ChainView, chain: Mapping[str, Any], remedy: str) -> tuple[str, str]:
-    return _message(v), _help(v, remedy)
-
-
-def _fitting(v: ChainView) -> str:
-    if v.activation == "selu":
-        return "lecun"
-    return "xavier" if v.family == "tanh" else "he"
-
-
-_CLASSES = {
-    "linear": "nn.Linear", "conv1d": "nn.Conv1d", "conv2d": "nn.Conv2d", "conv3d": "nn.Conv3d",
-    "conv_transpose1d": "nn.ConvTranspose1d", "conv_transpose2d": "nn.ConvTranspose2d",
-    "conv_transpose3d": "nn.ConvTranspose3d",
-}  # fmt: skip
-_CALLS = {
-    "he": 'nn.init.kaiming_normal_(m.weight, nonlinearity="relu")',
-    "xavier": "nn.init.xavier_uniform_(m.weight)",
-    "lecun": 'nn.init.kaiming_normal_(m.weight, nonlinearity="linear")',
-}
-
-
-def _help(v: ChainView, remedy: str) -> str:
-    names = [_CLASSES[op] for op in sorted(v.ops) if op in _CLASSES] or ["nn.Linear"]
-    kinds = names[0] if len(names) == 1 else f"({', '.join(names)})"
-    return f"""\
-initialise the layers for their activation, at the end of __init__:
-    for m in self.modules():
-        if isinstance(m, {kinds}):
-            {_CALLS[remedy]}
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)"""
+    return _message(v), initialising(v, remedy)
 
 
 RULE = Rule(

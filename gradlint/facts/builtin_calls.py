@@ -154,7 +154,7 @@ class Builtins:
 
     def _b_setattr(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
         if len(args) == 3 and isinstance(args[1], str):
-            self.table.objects.set_attribute(args[0], args[1], args[2])
+            self.table.objects.set_attribute(args[0], args[1], args[2], (self.interp.path, self.interp.here))
         return None
 
     def _b_isinstance(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:

@@ -19,7 +19,6 @@ from gradlint.facts.values import (
     Instance,
     Layer,
     OpenList,
-    Parameter,
     Partial,
     Ref,
     Value,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 from gradlint.facts.builtin_calls import Builtins
 from gradlint.facts.containers import Containers
-from gradlint.facts.initialisers import initialise
+from gradlint.facts.initialisers import drawn, initialise
 from gradlint.facts.methods import Methods
 from gradlint.facts.objects import Objects
 
@@ -84,7 +83,7 @@ class CallTable:
         if isinstance(func, (Layer, Container, Instance)):
             return self.apply(func, args, kwargs, node.lineno)
         if isinstance(func, Bound):
-            return self.methods.call_bound(func, args, kwargs, node)
+            return self.methods.call_bound(func, args, kwargs, node, env)
         return self.unknown_call(args, kwargs, node.lineno)
 
     def unknown_call(self, args: Sequence[Value], kwargs: dict[str, Value], line: int) -> Value:
@@ -100,10 +99,10 @@ class CallTable:
         """Layers or models handed to code that cannot be seen may have been initialised there."""
         for value in values:
             if isinstance(value, Weight):
-                value.layer.init = "unknown"
+                value.layer.init, value.layer.init_at = "unknown", None
             elif isinstance(value, (Layer, Container, Instance)):
                 for layer in layers_of(value):
-                    layer.init = "unknown"
+                    layer.init, layer.init_at = "unknown", None
 
     def _container(self, cls: str, args: Sequence[Value], kwargs: dict[str, Value], node: ast.Call, env: Env) -> Value:
         container = Container(cls, [], [], node.lineno, node.col_offset, file=env.module.path)
@@ -124,10 +123,12 @@ class CallTable:
         if short == "calculate_gain":
             return _GAINS.get(args[0], UNKNOWN) if args and isinstance(args[0], str) else UNKNOWN
         if name.startswith(("torch.nn.init.", "torch.nn.modules.init.")):
-            initialise(short, args, kwargs)
+            initialise(short, args, kwargs, (env.module.path, node.lineno))
             return args[0] if args else UNKNOWN
         if name in ("torch.nn.Parameter", "torch.nn.parameter.Parameter"):
-            return Parameter(node.lineno)
+            init = drawn(node.args[0], lambda e: self.interp.eval(e, env)) if node.args else "unknown"
+            layer = Layer("Parameter", WEIGHT, "matmul", node.lineno, init=init, init_at=(env.module.path, node.lineno))
+            return Weight(layer, "weight")
         if name in ("torch.utils.checkpoint.checkpoint", "torch.utils.checkpoint.checkpoint_sequential") and args:
             return self.call(args[0], args[1:], {}, node, env)
         if name.startswith("torch.nn.") and (short[:1].isupper()):
@@ -168,7 +169,7 @@ class CallTable:
         if isinstance(value, Layer):
             return Layer(
                 value.cls, value.kind, value.op, value.line, value.fan_in, value.fan_out, value.init,
-                uncertain=value.uncertain, attrs=dict(value.attrs),
+                uncertain=value.uncertain, attrs=dict(value.attrs), init_at=value.init_at,
             )  # fmt: skip
         if isinstance(value, Container):
             copied = Container(value.cls, [self._copy(v) for v in value.items], list(value.names), value.line)
@@ -274,19 +275,14 @@ class CallTable:
         if not live or kind == CONSTANT:
             return UNKNOWN
         if kind == WEIGHT:
-            weight = next((v for v in everything if isinstance(v, (Weight, Parameter))), None)
-            layer = weight.layer if isinstance(weight, Weight) else Layer("Parameter", WEIGHT, op, line, init="unknown")
+            weight = next((v for v in everything if isinstance(v, Weight)), None)
+            layer = weight.layer if weight is not None else Layer("Parameter", WEIGHT, op, line, init="unknown")
             return self.interp.emit(WEIGHT, op, live[:1], layer, line)
         if kind == JOIN and len(live) == 1:
             if op in ("matmul", "mm", "bmm", "addmm", "einsum"):
-                weight = next((v for v in everything if isinstance(v, (Weight, Parameter))), None)
+                weight = next((v for v in everything if isinstance(v, Weight)), None)
                 if weight is not None:
-                    layer = (
-                        weight.layer
-                        if isinstance(weight, Weight)
-                        else Layer("Parameter", WEIGHT, op, line, init="unknown")
-                    )
-                    return self.interp.emit(WEIGHT, op, live, layer, line)
+                    return self.interp.emit(WEIGHT, op, live, weight.layer, line)
                 self.interp.complete = False
                 return self.interp.emit(UNKNOWN_KIND, op, live, line=line)
             if op in ("where", "outer", "cdist", "dot", "cross"):

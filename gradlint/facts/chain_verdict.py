@@ -8,9 +8,11 @@ from typing import Any
 from gradlint.facts.models import ModelFacts
 from gradlint.facts.vanishing import ChainView, Optimizer, cured, fired, healthy, line_of, measured, number, view
 from gradlint.probe.worker.layergraph import Chain, LayerGraph, chains
-from gradlint.rule import Candidate, Judgement, Measurement, ModelExperiment
+from gradlint.rule import Candidate, Judgement, Location, Measurement, ModelExperiment
 
 HIDDEN = "its arguments are not known: the calls that make it pass `*` or `**`, or are not in sight"
+WHOLE = -1
+"""The index of what is no chain of the graph: the large layers of the whole model."""
 NUMBERS = ("rho_W", "rho_delta", "sigma_out")
 
 
@@ -22,10 +24,11 @@ def model_candidates(
     wanted: Callable[[ChainView, ModelFacts], bool],
     describe: Callable[[ChainView, ModelFacts], tuple[str, str]],
     sick_on_paper: Callable[[ChainView, ModelFacts], bool],
+    place: Callable[[ChainView], Location | None] = lambda v: None,
 ) -> Iterator[Candidate]:
     """One candidate per model that holds a chain that ``wanted`` accepts, on the deepest such chain.
 
-    ``describe`` gives message and help.
+    ``describe`` gives message and help; ``place`` where to report it, if that is not the model.
     """
     for model in models:
         views = [view(c) for c in model.chains]
@@ -37,15 +40,25 @@ def model_candidates(
         yield Candidate(
             code=code,
             path=path,
-            location=model.location,
+            location=place(deepest) or model.location,
             symbol=model.symbol,
             message=message,
             help=text,
             group=f"{path}:{model.location.line}",
-            experiment=ModelExperiment(path, model.kind, model.qualname, model.scope, remedies, model.location.line),
+            experiment=model_experiment(path, model, remedies),
             facts={"optimizer": model.optimizer, "made_at": model.made_at, "hidden": model.arguments_hidden},
             predicted_sick=not model.arguments_hidden and sick_on_paper(deepest, model),
         )
+
+
+def model_experiment(
+    path: str, model: ModelFacts, remedies: tuple[str, ...], measures: tuple[str, ...] = ()
+) -> ModelExperiment:
+    """The experiment on a model, as code outside of it has initialised it."""
+    initialisers = tuple((i.function, i.how) for i in model.initialisers)
+    return ModelExperiment(
+        path, model.kind, model.qualname, model.scope, remedies, model.location.line, initialisers, measures
+    )
 
 
 def judge_chains(
@@ -82,7 +95,7 @@ def traced_views(data: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], C
     """Each measured chain with its description, read off the traced graph."""
     graph = chains(LayerGraph.from_json(dict(data["graph"])))
     for measured_chain in data["chains"]:
-        chain = _match(graph, measured_chain)
+        chain = _match(graph, measured_chain) if measured_chain.get("index") != WHOLE else None
         if chain is not None:
             yield measured_chain, view(chain, bool(measured_chain["default_init"]))
 
@@ -142,3 +155,11 @@ def _judge_one(
 def _rank(j: Judgement) -> tuple[int, float]:
     order = {"confirmed": 3, "unverified": 2, "refuted": 1}
     return order[j.verdict], -number(j.measured.get("rho_W") or 1.0)
+
+
+def location_of(text: str, line: int) -> Location:
+    """The statement that begins on a line, as far as it stands on it."""
+    lines = text.split("\n")
+    written = lines[line - 1] if 0 < line <= len(lines) else ""
+    indent = len(written) - len(written.lstrip())
+    return Location(line, indent + 1, line, max(len(written.rstrip()), indent) + 1)

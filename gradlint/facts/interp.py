@@ -24,7 +24,6 @@ from gradlint.facts.values import (
     Instance,
     Layer,
     OpenList,
-    Parameter,
     Ref,
     Super,
     Tensor,
@@ -95,6 +94,8 @@ class Interp:
         self.containers: list[Container] = []
         self.steps = 0
         self.depth = 0
+        self.path, self.here = "", 0
+        """The file and the line of the statement that is being read."""
         self.table = CallTable(self)
         self._handlers: dict[type[ast.AST], Callable[[Any, Env], Value]] = {}
 
@@ -108,6 +109,9 @@ class Interp:
         for t in inputs:
             if t.node not in ids:
                 ids.append(t.node)
+        attrs: dict[str, Any] = {"uncertain": True} if self.uncertain or (layer and layer.uncertain) else {}
+        if layer is not None and layer.init_at is not None:
+            attrs["init_at"] = list(layer.init_at)
         node = Node(
             id=len(self.nodes),
             kind=kind,
@@ -118,7 +122,7 @@ class Interp:
             fan_in=layer.fan_in if layer else None,
             fan_out=layer.fan_out if layer else None,
             init=layer.init if layer else "default",
-            attrs={"uncertain": True} if self.uncertain or (layer and layer.uncertain) else {},
+            attrs=attrs,
         )
         self.nodes.append(node)
         return Tensor(node.id)
@@ -148,6 +152,7 @@ class Interp:
     def statement(self, node: ast.stmt, env: Env) -> None:
         """One statement."""
         self.tick()
+        self.path, self.here = env.module.path, node.lineno
         kind = type(node)
         method = self._handlers.get(kind)
         if method is None:
@@ -311,7 +316,8 @@ class Interp:
         elif isinstance(target, (ast.Tuple, ast.List)):
             self._unpack(target.elts, value, env)
         elif isinstance(target, ast.Attribute):
-            self.table.objects.set_attribute(self.eval(target.value, env), target.attr, value)
+            place = (self.path, self.here)
+            self.table.objects.set_attribute(self.eval(target.value, env), target.attr, value, place)
         elif isinstance(target, ast.Subscript):
             self.table.containers.set_item(self.eval(target.value, env), self.eval(target.slice, env), value)
         elif isinstance(target, ast.Starred):
@@ -416,7 +422,7 @@ class Interp:
             if name in ("T", "mT", "real", "data", "H"):
                 return self.emit(TRANSPARENT, name, [owner], line=line)
             return Bound(owner, name)
-        if isinstance(owner, (list, tuple, dict, str, Container, Parameter)):
+        if isinstance(owner, (list, tuple, dict, str, Container)):
             return Bound(owner, name)
         return UNKNOWN
 
@@ -514,13 +520,8 @@ class Interp:
         if len(live) == 2:
             return self.emit(JOIN, type(op).__name__.lower(), live, line=line)
         if isinstance(op, (ast.MatMult, ast.Pow)):
-            if isinstance(op, ast.MatMult) and isinstance(other, (Weight, Parameter)):
-                layer = (
-                    other.layer
-                    if isinstance(other, Weight)
-                    else Layer("Parameter", WEIGHT, "matmul", other.line, init="unknown")
-                )
-                return self.emit(WEIGHT, "matmul", live, layer, line)
+            if isinstance(op, ast.MatMult) and isinstance(other, Weight):
+                return self.emit(WEIGHT, "matmul", live, other.layer, line)
             self.complete = False
             return self.emit("unknown", type(op).__name__.lower(), live, line=line)
         return self.emit(TRANSPARENT, type(op).__name__.lower(), live, line=line)

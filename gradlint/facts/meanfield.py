@@ -88,7 +88,7 @@ def _slope_moment(phi: Callable[[float], float], q: float) -> float:
     return sum(w * ((phi(root * x + h) - phi(root * x - h)) / (2 * h)) ** 2 for x, w in _nodes())
 
 
-def sigma_w2(init: str, fan_in: int | None, activation: str) -> float | None:
+def sigma_w2(init: str, fan_in: int | None) -> float | None:
     """``fan_in * Var(W)`` of an initialiser as :class:`Node.init` names it, or None where it is not known."""
     if init == "default":
         return DEFAULT_SIGMA_W2
@@ -96,6 +96,8 @@ def sigma_w2(init: str, fan_in: int | None, activation: str) -> float | None:
         return 2.0
     if init in ("xavier", "orthogonal", "lecun"):
         return 1.0
+    if init.startswith("gain:"):
+        return float(init[5:])
     if init.startswith("normal:") and fan_in:
         return fan_in * float(init[7:]) ** 2
     return None
@@ -118,7 +120,7 @@ def predict(
     v, chi_product, v_last = input_second_moment, 1.0, input_second_moment
     for i, (name, init, fan_in) in enumerate(zip(activations, inits, fan_ins, strict=True)):
         phi = _PHI.get(name)
-        gain = sigma_w2(init, fan_in, name)
+        gain = sigma_w2(init, fan_in)
         if phi is None or gain is None:
             return None
         bias = DEFAULT_SIGMA_W2 / fan_in if init == "default" and fan_in else 0.0
@@ -128,7 +130,7 @@ def predict(
         v_last = v
         if i < len(activations) - 1:
             # chi of layer i carries the gradient from layer i + 1 back to layer i.
-            following = sigma_w2(inits[i + 1], fan_ins[i + 1], name)
+            following = sigma_w2(inits[i + 1], fan_ins[i + 1])
             if following is None:
                 return None
             chi_product *= following * _slope_moment(phi, q)

@@ -16,7 +16,6 @@ from gradlint.facts.values import (
     Instance,
     Layer,
     OpenList,
-    Parameter,
     Partial,
     Tensor,
     Value,
@@ -39,16 +38,14 @@ class Methods:
         self.table = table
         self.interp = interp
 
-    def call_bound(self, func: Bound, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
+    def call_bound(self, func: Bound, args: list[Value], kwargs: dict[str, Value], node: ast.Call, env: Env) -> Value:
         owner, name = func.owner, func.name
         if isinstance(owner, Tensor):
             if name in ops.FUNCTIONS:
                 return self.table.function(name, [owner, *args], kwargs, node.lineno)
             return self.table.unknown_call([owner, *args], kwargs, node.lineno)
-        if isinstance(owner, Parameter):
-            return self.table.unknown_call(args, kwargs, node.lineno) if live_tensors(args) else UNKNOWN
         if isinstance(owner, Weight):
-            initialise(name, [owner, *args], kwargs)
+            initialise(name, [owner, *args], kwargs, (env.module.path, node.lineno))
             return owner
         if isinstance(owner, (Instance, Layer, Container)):
             return self._module_method(owner, name, args, kwargs, node)
@@ -121,7 +118,7 @@ class Methods:
         if isinstance(owner, Layer) and name == "forward":
             return self.table.apply(owner, args, kwargs, node.lineno)
         if isinstance(owner, Layer) and name == "reset_parameters":
-            owner.init = "default"
+            owner.init, owner.init_at = "default", None
             return None
         if isinstance(owner, Layer) and name == "load_state_dict":
             owner.init = "loaded"

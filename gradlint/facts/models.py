@@ -4,22 +4,61 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gradlint.facts.callsites import CallSite
 from gradlint.facts.interp import ControlFlow, Interp, TooLarge, tensors
 from gradlint.facts.module_tree import children, layers_of, modules_of, name_paths
 from gradlint.facts.modules import ModuleEnv
-from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Tensor, Value
+from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Place, Tensor, Value
 from gradlint.facts.vanishing import worth_a_look
-from gradlint.probe.worker.layergraph import INPUT, OUTPUT, Chain, LayerGraph, chains, plain_stretch
+from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
 from gradlint.rule import Location
 
 MIN_HELD, MIN_SHARE = 4, 0.6
 """Weight layers, and share of the chain, that make an inner class the chain's home."""
 MAX_SITES = 4
 """Calls of a class that are read."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call that makes a model: its arguments, evaluated as far as the text tells, and its line (0: defaults)."""
+
+    args: tuple[Value, ...]
+    kwargs: dict[str, Value]
+    line: int = 0
+    text: str = ""
+    """The arguments as written, to tell calls on one line apart."""
+    hidden: bool = False
+    """Some arguments are in a ``*`` or ``**`` that the text does not tell."""
+
+    @property
+    def told(self) -> bool:
+        """Whether every argument is known."""
+        return not any(v is UNKNOWN for v in (*self.args, *self.kwargs.values()))
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """How code outside a model initialises it: ``model.apply(function)``, ``function(model)``, ``model.method()``."""
+
+    function: str
+    """Empty where it is not told by name."""
+    how: Literal["apply", "call", "method"] = "call"
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """A layer whose weight the text gives its values: where it is in the model, how, and the call that does."""
+
+    path: str
+    init: str
+    at: Place
+    fan_in: int | None = None
+    made_by_hand: bool = False
+    """A parameter of the model itself: a weight only if the forward multiplies with it."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +83,12 @@ class ModelFacts:
     """Line and arguments of the call with which the model was read; 0 for its defaults."""
     arguments_hidden: bool = False
     """The call passes arguments that the text does not tell: depth and norms may be others than they look."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A call that makes a model: its arguments, evaluated as far as the text tells, and its line (0: defaults)."""
-
-    args: tuple[Value, ...]
-    kwargs: dict[str, Value]
-    line: int = 0
-    text: str = ""
-    """The arguments as written, to tell calls on one line apart."""
-    hidden: bool = False
-    """Some arguments are in a ``*`` or ``**`` that the text does not tell."""
-
-    @property
-    def told(self) -> bool:
-        """Whether every argument is known."""
-        return not any(v is UNKNOWN for v in (*self.args, *self.kwargs.values()))
+    initialisers: tuple[Initialiser, ...] = ()
+    """What code outside the model does to its weights, where it can be followed: the graph shows the outcome."""
+    initialised: tuple[Initialised, ...] = ()
+    """The layers with an explicit initialiser."""
+    site: Site | None = field(default=None, compare=False, repr=False)
+    """The call with which the model was read."""
 
 
 ProjectSites = Callable[[str], Iterable[tuple[CallSite, ModuleEnv]]]
@@ -132,14 +159,13 @@ def _read_class(
         best = (_worst(cls, module, elsewhere) if elsewhere else None) or best
     if best is None:
         return None
-    _, interp, instance, site = best
+    interp, instance, site = best[1:]
     for c in modules_of(instance):
         if isinstance(c, Container) and c.file == module.path:
             used.add((c.line, c.column))
     for c in interp.containers:
         used.add((c.line, c.column))
     graph = interp.graph()
-    held = tuple(c for c in chains(graph) if _holder(instance, c) is instance)
     node = cls.node
     return ModelFacts(
         symbol=node.name,
@@ -148,10 +174,23 @@ def _read_class(
         qualname=node.name,
         scope=None,
         graph=graph,
-        chains=held,
+        chains=_held(instance, graph),
         uncertain=not interp.complete or any(n.attrs.get("uncertain") for n in graph.nodes),
         made_at=(site.line, site.text),
         arguments_hidden=site.hidden,
+        initialised=_initialised(instance),
+        site=site,
+    )
+
+
+def _held(instance: Instance, graph: LayerGraph) -> tuple[Chain, ...]:
+    return tuple(c for c in chains(graph) if _holder(instance, c) is instance)
+
+
+def _initialised(module: Value) -> tuple[Initialised, ...]:
+    found = (layer for layer in layers_of(module) if layer.kind == WEIGHT and layer.init_at is not None)
+    return tuple(
+        Initialised(x.path, x.init, x.init_at, x.fan_in, x.cls == "Parameter") for x in found if x.init_at is not None
     )
 
 
@@ -190,7 +229,11 @@ def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSit
 
 
 def _forward(
-    cls: ClassValue, module: ModuleEnv, args: Sequence[Value], kwargs: dict[str, Value]
+    cls: ClassValue,
+    module: ModuleEnv,
+    args: Sequence[Value],
+    kwargs: dict[str, Value],
+    initialisers: Sequence[Initialiser] = (),
 ) -> tuple[Interp, Instance] | None:
     interp = Interp()
     module.evaluator.current = interp.eval
@@ -199,11 +242,30 @@ def _forward(
         if not isinstance(instance, Instance):
             return None
         name_paths(instance)
+        for initialiser in initialisers:
+            if not _apply(interp, module, instance, initialiser):
+                return None
         interp.nodes.clear()
         run_forward(interp, instance)
     except (TooLarge, RecursionError, ControlFlow):
         return None
     return interp, instance
+
+
+def _apply(interp: Interp, module: ModuleEnv, instance: Instance, initialiser: Initialiser) -> bool:
+    """Follow what code outside does to a model's weights; whether it could be found."""
+    if initialiser.how == "method":
+        func = interp.table.objects.find_method(instance.cls, initialiser.function)
+        if func is None:
+            return False
+        interp.call_function(FuncValue(func.node, func.module, func.env, instance, func.owner), [], {})
+        return True
+    func = module.lookup(initialiser.function)
+    if not isinstance(func, FuncValue):
+        return False
+    for target in list(modules_of(instance)) if initialiser.how == "apply" else [instance]:
+        interp.call_function(func, [target], {})
+    return True
 
 
 def run_forward(interp: Interp, module: Value) -> None:
@@ -229,25 +291,32 @@ def arguments(args: Iterable[str], kwargs: Mapping[str, str]) -> str:
     return ", ".join([*args, *(f"{name}={value}" for name, value in kwargs.items())])
 
 
-def initialises(module: ModuleEnv, model: ModelFacts, function: str, applied: bool) -> bool:
-    """Whether a function of the file changes a weight of the model: ``model.apply(function)``, ``function(model)``.
+def with_initialisers(module: ModuleEnv, model: ModelFacts, found: Sequence[Initialiser]) -> ModelFacts | None:
+    """The model after code outside has initialised it: unchanged where that changes no weight of it.
 
-    True where the text does not tell.
+    None where the text does not tell what is done.
     """
-    func = module.lookup(function)
+    if not all(i.function for i in found):
+        return None
+    if model.kind == "variable":
+        return model  # its statements are part of the reading
     cls = module.lookup(model.qualname)
-    if not isinstance(func, FuncValue) or not isinstance(cls, ClassValue):
-        return True
-    interp = Interp()
-    module.evaluator.current = interp.eval
-    try:
-        instance = interp.table.objects.construct(cls, [], {})
-        before = [layer.init for layer in layers_of(instance)]
-        for target in list(modules_of(instance)) if applied else [instance]:
-            interp.call_function(func, [target], {})
-    except (TooLarge, RecursionError, ControlFlow):
-        return True
-    return [layer.init for layer in layers_of(instance)] != before
+    if not isinstance(cls, ClassValue):
+        return None
+    site = model.site or Site((), {})
+    read = _forward(cls, module, site.args, dict(site.kwargs), found)
+    if read is None:
+        return None
+    interp, instance = read
+    if any(layer.init == "unknown" and layer.kind == WEIGHT for layer in layers_of(instance)):
+        return None
+    initialised = _initialised(instance)
+    if initialised == model.initialised:
+        return model
+    graph = interp.graph()
+    return replace(
+        model, graph=graph, chains=_held(instance, graph), initialisers=tuple(found), initialised=initialised
+    )
 
 
 def _inputs(interp: Interp, forward: FuncValue) -> list[Value]:
@@ -345,6 +414,7 @@ def _read_sequentials(module: ModuleEnv, used: set[tuple[int, int]]) -> Iterator
             graph=graph,
             chains=tuple(chains(graph)),
             uncertain=container.open or not interp.complete,
+            initialised=_initialised(container),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradlint.facts.values import Container, Instance, Layer, Tensor, Value
+from gradlint.facts.values import Container, Instance, Layer, Tensor, Value, Weight
 
 
 def modules_of(value: Value, seen: set[int] | None = None) -> Iterator[Value]:
@@ -26,7 +26,15 @@ def layers_of(value: Value) -> list[Layer]:
         inner = m.attrs.get("__layer__") if isinstance(m, Instance) else m
         if isinstance(inner, Layer):
             found.append(inner)
+        found.extend(weight.layer for _, weight in parameters_of(m))
     return found
+
+
+def parameters_of(value: Value) -> list[tuple[str, Weight]]:
+    """The parameters that an object has made by hand, with their names."""
+    if not isinstance(value, Instance):
+        return []
+    return [(k, v) for k, v in value.attrs.items() if isinstance(v, Weight) and v.layer.cls == "Parameter"]
 
 
 def children(value: Value) -> list[tuple[Any, Value]]:
@@ -52,6 +60,8 @@ def name_paths(value: Value, prefix: str = "", seen: set[int] | None = None) -> 
         value.path = value.path or prefix
     if isinstance(value, Instance) and isinstance(value.attrs.get("__layer__"), Layer):
         value.attrs["__layer__"].path = value.attrs["__layer__"].path or prefix
+    for name, weight in parameters_of(value):
+        weight.layer.path = weight.layer.path or (f"{prefix}.{name}" if prefix else name)
     for key, child in children(value):
         name_paths(child, f"{prefix}.{key}" if prefix else str(key), seen)
 

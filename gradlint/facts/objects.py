@@ -16,6 +16,7 @@ from gradlint.facts.values import (
     FuncValue,
     Instance,
     Layer,
+    Place,
     Ref,
     Super,
     Value,
@@ -175,17 +176,23 @@ class Objects:
         owner = here.vars["__class__"]
         return Super(instance, owner) if isinstance(instance, Instance) else UNKNOWN
 
-    def set_attribute(self, owner: Value, name: str, value: Value) -> None:
-        """``owner.name = value``."""
+    def set_attribute(self, owner: Value, name: str, value: Value, place: Place) -> None:
+        """``owner.name = value``, written at ``place``."""
         if isinstance(owner, Instance):
             owner.attrs[name] = value
         elif isinstance(owner, Layer) and name in ("weight", "bias"):
             if name == "weight":
-                owner.init = "unknown"
+                _give(owner, value, place)
         elif isinstance(owner, Layer):
             owner.attrs[name] = value
         elif isinstance(owner, Weight) and name == "data" and owner.name == "weight":
-            owner.layer.init = "unknown"
+            _give(owner.layer, value, place)
+
+
+def _give(layer: Layer, value: Value, place: Place) -> None:
+    """A weight assigned: what it was initialised as, where that is a parameter made by hand."""
+    layer.init = value.layer.init if isinstance(value, Weight) and value.layer is not layer else "unknown"
+    layer.init_at = place
 
 
 def _class_assignment(node: ast.stmt, name: str) -> ast.expr | None:

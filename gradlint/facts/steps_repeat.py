@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gradlint.facts.steps import Event, Region, StepFacts
+from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
 from gradlint.facts.steps_words import CLEARS, word_set, words
@@ -13,9 +13,10 @@ from gradlint.facts.steps_words import CLEARS, word_set, words
 
 
 def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
-    """Whether an iteration comes round again after a step: in a loop that nothing ends right behind the step."""
+    """Whether an iteration comes round again after a step: in a loop that nothing ends right behind the step, or in a
+    function that is called again and again."""
     if turn.loop is None:
-        return False
+        return called_again_and_again(steps, turn, index)
     graph = turn.region.graph
     seen, work = {index}, [index]
     while work:
@@ -28,6 +29,20 @@ def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
     return False
 
 
+def called_again_and_again(steps: StepFacts, turn: Turn, index: int) -> bool:
+    """Whether a function without a loop is one iteration of a loop elsewhere: it clears another optimizer ahead of
+    stepping that one, and nothing in the file clears the optimizer of the step at ``index``."""
+    if not turn.region.qualname:
+        return False
+    step = next(e for k, e in turn.events("step") if k == index)
+    cleared = [e for _, e in turn.events("zero_grad")]
+    others = [e for _, e in turn.events("step") if e.object != step.object]
+    if not any(steps.related(clear, other) is True for clear in cleared for other in others):
+        return False
+    everywhere = [e for region in steps.regions for _, e in region.of_kind("zero_grad")]
+    return all(steps.related(clear, step) is False or apart(steps, clear, step) for clear in everywhere)
+
+
 def repeated_by_itself(steps: StepFacts, step: Event, backward: Event) -> bool:
     """Whether one call of the step runs its closure, with the backward in it, again and again: LBFGS does."""
     made = steps.objects.made_by.get(steps.objects.own(step.object), ()) if steps.objects is not None else ()
@@ -36,10 +51,10 @@ def repeated_by_itself(steps: StepFacts, step: Event, backward: Event) -> bool:
     return inside and bool(made) and all(name.rsplit(".", 1)[-1] == "LBFGS" for name in made)
 
 
-def never_cleared(steps: StepFacts, turn: Turn, step: Event, backward: Event) -> bool:
-    """Whether nothing in the loop can clear the gradients of ``step``, or make its model or optimizer anew.
+def never_cleared(steps: StepFacts, turn: Turn, step: Event, inside: tuple[Frame, ...] = ()) -> bool:
+    """Whether nothing in the iteration can clear the gradients of ``step``, or make its model or optimizer anew.
 
-    Without a loop, in the closure that the step runs, with the ``backward`` in it.
+    ``inside``: of all its events, those in the function that these calls lead to.
     """
     if step.wrapper or not step.object:
         return False
@@ -51,9 +66,8 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event, backward: Event) ->
         return False
     if not anew and not _handed_out(steps, step) and _another_each_turn(turn, step):
         return False
-    depth = len(step.frames) + 1 if turn.loop is None else 0
     for _, event in turn.events():
-        if event.frames[:depth] != backward.frames[:depth]:
+        if event.frames[: len(inside)] != inside:
             continue
         if event.kind == "zero_grad" and steps.related(event, step) is not False and not apart(steps, event, step):
             return False
@@ -172,6 +186,20 @@ def repeated(steps: StepFacts, turn: Turn, step: Event) -> Event | None:
     if turn.loop is None or not inner:
         return None
     return inner[-1] if "consumed" in found and found <= {"consumed", "unknown", "none"} else None
+
+
+def mistaken(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | None:
+    """The optimizer that nothing steps, where ``step`` is one of two steps of another: its name was mixed up."""
+    if steps.objects is None or step.wrapper or not steps.objects.of_torch(step.object):
+        return None
+    same = [k for k, e in turn.events("step") if e.object == step.object and e.location != step.location]
+    backward = [k for k, _ in turn.events("backward") if k < index]
+    if not same or not backward or not any(k > index for k in same):
+        return None
+    stepped = {e.object for region in steps.regions for _, e in region.of_kind("step")}
+    given = {e.object for region in steps.regions for _, e in region.of_kind("unknown") if e.given}
+    idle = [key for key, found in steps.objects.optimizers.items() if found and key not in stepped | given]
+    return idle[0] if len(idle) == 1 and steps.objects.of_torch(idle[0]) else None
 
 
 def _alone_with_its_parameters(steps: StepFacts, turn: Turn, step: Event) -> bool:

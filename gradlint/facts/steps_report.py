@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -15,6 +16,8 @@ _CLIPS_OF_TRAINERS = {
     "Lightning": "clip with gradient_clip_val of the Trainer, or in configure_gradient_clipping()",
     "transformers": "clip with max_grad_norm of the TrainingArguments, or behind the backward",
 }
+_PASSIVE = frozenset({"consume", "iterator", "compute", "read"})
+"""Kinds of event that change no gradient: a helper that has them beside its clip is right all the same."""
 Finder = Callable[[StepFacts, Region, int, Event], "Candidate | None"]
 
 
@@ -34,12 +37,52 @@ def own_events(facts: FileFacts, kind: Kind) -> Iterator[list[tuple[Region, int,
 
 
 def proposed(facts: FileFacts, kind: Kind, find: Finder) -> Iterator[Candidate]:
-    """One candidate for each place of a kind that ``find`` suspects in every region it is built into."""
+    """One candidate for each place of a kind that ``find`` suspects in every region it is built into.
+
+    Where a helper is wrong at one of its calls only, that call is reported.
+    """
     steps = facts.steps or StepFacts()
     for places in own_events(facts, kind):
         found = [find(steps, *place) for place in places]
         if all(candidate is not None for candidate in found) and found[0] is not None:
             yield found[0]
+        elif any(found):
+            yield from at_calls(facts, steps, places, [one is not None for one in found], find)
+
+
+def at_calls(
+    facts: FileFacts,
+    steps: StepFacts,
+    places: Sequence[tuple[Region, int, Event]],
+    suspected: Sequence[bool],
+    find: Finder,
+) -> Iterator[Candidate]:
+    """The calls of a helper that does nothing else, where all that they lead to is suspected, and at others is not."""
+    by_call: dict[Location, list[tuple[bool, tuple[Region, int, Event]]]] = {}
+    for suspect, place in zip(suspected, places, strict=True):
+        call = place[2].frames[-1].call
+        if call is None or len(place[2].frames) < 2 or place[2].frames[-2].path != facts.path:
+            return
+        by_call.setdefault(call, []).append((suspect, place))
+    for call, reached in by_call.items():
+        region, index, inner = reached[0][1]
+        if not all(suspect for suspect, _ in reached) or not _does_only(region, inner):
+            continue
+        name = inner.frames[-1].qualname.rpartition(".")[2]
+        outer = dataclasses.replace(inner, location=call, path=facts.path, frames=inner.frames[:-1], name=name)
+        made = find(steps, region, index, outer)
+        if made is not None:
+            edit = made.experiment.edit if isinstance(made.experiment, StepExperiment) else None
+            lines = moved_to(edit, inner.line) if inner.path == facts.path and edit is not None else (inner.line,)
+            told = {**steps.spot(inner), "through": call.line, "edited_lines": list(lines)}
+            yield dataclasses.replace(made, facts={**made.facts, **told})
+
+
+def _does_only(region: Region, inner: Event) -> bool:
+    """Whether the helper that an event stands in has no other kind of event that matters."""
+    depth = len(inner.frames)
+    inside = [e for _, e in region.events if e.frames[:depth] == inner.frames]
+    return all(e.kind == inner.kind or e.kind in _PASSIVE for e in inside)
 
 
 def candidate(
@@ -113,7 +156,8 @@ def _reported(turn: Turn, place: Event, path: str) -> tuple[str, Location]:
     if place.path == path or len(place.frames) < 2:
         return place.path, place.location
     outer, helper = place.frames[-2], place.frames[-1]
-    alone = [e for _, e in turn.region.events if e.frames[: len(place.frames)] == place.frames]
+    inside = [e for _, e in turn.region.events if e.frames[: len(place.frames)] == place.frames]
+    alone = [e for e in inside if e.kind not in _PASSIVE]
     if outer.path != path or helper.call is None or any(e.location != place.location for e in alone):
         return place.path, place.location
     return path, helper.call

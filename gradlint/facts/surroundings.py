@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradlint.facts.index import ProjectIndex, SourceFile
-from gradlint.facts.models import ModelFacts, initialises
+from gradlint.facts.models import Initialiser, ModelFacts, with_initialisers
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.torch_ops import ADAM_FAMILY, INITIALISERS, SGD_FAMILY
 from gradlint.facts.vanishing import Optimizer
@@ -20,15 +20,8 @@ _INITIALISING_WORDS = ("init", "weights", "pretrain", "checkpoint", "xavier", "k
 _LOADING_METHODS = frozenset({"load_state_dict", "load_weights", "load_pretrained", "from_pretrained", "load_from"})
 
 
-@dataclass(frozen=True)
-class Initialiser:
-    """How code outside a model initialises it: ``model.apply(function)`` or ``function(model)``; '' if not by name."""
-
-    function: str
-    applied: bool
-
-
-_UNNAMED = Initialiser("", False)
+_UNNAMED = Initialiser("")
+_BUILDING = frozenset({"__init__", "forward", "load_state_dict", "fit", "train"})
 
 
 @dataclass
@@ -45,12 +38,19 @@ class Surroundings:
     """Functions that initialise or load weights, and classes whose ``__init__`` does."""
     functions: frozenset[str] = frozenset()
     """All functions of the file."""
+    methods: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The methods of each class of the file that write weights."""
 
 
 def read_surroundings(tree: ast.Module) -> Surroundings:
     """One walk over the file; variables are followed by name within a function or the module."""
     found = Surroundings()
     found.factories, found.writing, found.functions = _factories(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and m.name not in _BUILDING]
+            wrote = {m.name for m in methods if any(_initialising(n) for n in _in_order(m))}
+            found.methods[node.name] = frozenset(wrote)
     for scope in _scopes(tree):
         _read_scope(scope, found)
     return found
@@ -112,15 +112,13 @@ def placed(
         maker = model.qualname
         families = around.optimizers.get(maker) or around.families or other.optimizers.get(maker) or set()
         optimizer: Optimizer = next(iter(families)) if len(families) == 1 else "none"
+        done = sorted(around.initialised.get(maker, ()), key=lambda i: i.function)
+        read = with_initialisers(module, model, done) if module is not None and done else None if done else model
         out.append(
             replace(
-                model,
+                read or model,
                 optimizer=optimizer,
-                initialised_elsewhere=bool(other.initialised.get(maker))
-                or any(
-                    module is None or not i.function or initialises(module, model, i.function, i.applied)
-                    for i in around.initialised.get(maker, ())
-                ),
+                initialised_elsewhere=bool(other.initialised.get(maker)) or read is None,
                 derivatives_taken=around.derivatives_taken,
             )
         )
@@ -233,7 +231,9 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
     owner = _dotted(node.func.value) if isinstance(node.func, ast.Attribute) else None
     if short == "apply" and owner in makers:
         named = node.args[0].id if node.args and isinstance(node.args[0], ast.Name) else ""
-        found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, True))
+        found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, "apply"))
+    if owner in makers and short in found.methods.get(makers[owner], frozenset()) and not (node.args or node.keywords):
+        found.initialised.setdefault(makers[owner], set()).add(Initialiser(short, "method"))
     named_so = any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper()
     if isinstance(node.func, ast.Name) and short[:1].islower() and short not in found.functions | _HARMLESS:
         # A function of another file gets the new model: what it gives back may have other weights.
@@ -248,7 +248,7 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
                 name = _dotted(part)
                 if name in makers:
                     known = isinstance(node.func, ast.Name) and part is arg and len(node.args) == 1
-                    initialiser = Initialiser(short, False) if known else _UNNAMED
+                    initialiser = Initialiser(short) if known else _UNNAMED
                     found.initialised.setdefault(makers[name], set()).add(initialiser)
 
 

@@ -26,6 +26,10 @@ class _Unknown:
 UNKNOWN = _Unknown()
 
 
+Place = tuple[str, int]
+"""A file and a line in it."""
+
+
 @dataclass(eq=False)
 class Ref:
     """Something outside the project, by its full dotted name: ``torch.nn.Linear``."""
@@ -48,6 +52,8 @@ class Layer:
     uncertain: bool = False
     """Made in a loop whose length is not known, or on a branch that may not be taken."""
     attrs: dict[str, Value] = field(default_factory=dict)
+    init_at: Place | None = None
+    """The call that gave the weight the values it has, where the text says so."""
 
 
 @dataclass(eq=False)
@@ -117,7 +123,7 @@ class Bound:
 
 @dataclass(eq=False)
 class Weight:
-    """A parameter of a layer, or (``data``) the tensor behind it."""
+    """A parameter of a layer, or (``data``) the tensor behind it; one that is made by hand is a layer of its own."""
 
     layer: Layer
     name: str
@@ -128,13 +134,6 @@ class Tensor:
     """A live value in the graph: the id of the node that made it."""
 
     node: int
-
-
-@dataclass(eq=False)
-class Parameter:
-    """A tensor that is a parameter of the model itself, made by hand."""
-
-    line: int
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gradlint.facts.meanfield import Prediction, predict
+from gradlint.facts.meanfield import Prediction, predict, sigma_w2
 from gradlint.probe.worker.layergraph import (
     BATCH_NORMS,
     GELU_LIKE,
@@ -28,6 +28,7 @@ from gradlint.probe.worker.layergraph import (
     RELU_LIKE,
     SIGMOID_LIKE,
     Chain,
+    Node,
     plain_stretch,
 )
 
@@ -48,6 +49,8 @@ SICK_RHO_W_ADAM = 1e-3
 """Adam divides by the gradient's own size and forgives a decade more than SGD."""
 SICK_PAIR_SGD = 1e-2
 SICK_PAIR = 1e-3
+MISFIT_DEPTH = 4
+"""Plain layers from which an initialiser with too small weights can make a gradient vanish (FAULTS V6)."""
 MIN_DEPTH = 2
 """Chains of fewer weight layers are of no interest to any rule."""
 
@@ -82,6 +85,10 @@ class ChainView:
     """Some layer was made in a loop whose length the text does not tell: the chain may be longer than it looks."""
     prediction: Prediction | None = None
     square: bool = False
+    misfits: tuple[str, ...] = ()
+    """Explicit initialisers of hidden layers that do not fit the activation, as :class:`Node.init` names them."""
+    misfit_at: tuple[str, int] | None = None
+    """The file and line of the first of them."""
 
 
 def family_of(op: str) -> Family:
@@ -108,6 +115,7 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
     links = [{n.op for n in link} for link in chain.norms]
     if default_init is None:
         default_init = all(layer.init == "default" for layer in chain.layers[:-1] or chain.layers)
+    misfits = _misfits(chain, family)
     depth = sigmoids + 1 if family == "sigmoid" else chain.depth
     return ChainView(
         depth=depth,
@@ -124,8 +132,43 @@ def view(chain: Chain, default_init: bool | None = None) -> ChainView:
         ops=frozenset(layer.op for layer in chain.layers[:-1]),
         open_ended=any(layer.attrs.get("uncertain") for layer in chain.layers),
         prediction=_prediction(chain),
+        misfits=tuple(layer.init for layer in misfits),
+        misfit_at=next(((str(a[0]), int(a[1])) for layer in misfits if (a := layer.attrs.get("init_at"))), None),
         square=len({layer.fan_in for layer in chain.layers[1:]}) == 1 and chain.layers[0].op == "linear",
     )
+
+
+FITTING: Mapping[Family, tuple[float, float]] = {
+    "relu": (1.5, 3.0),
+    "gelu": (1.5, 3.5),
+    "tanh": (0.8, 3.0),
+    "other": (0.8, 3.0),
+    "sigmoid": (0.8, 64.0),
+}
+"""``fan_in * Var(W)`` that keeps a signal through each family (FAULTS C2): He 2, Xavier 1, a tanh gain of 5/3 2.8."""
+
+
+def _misfits(chain: Chain, family: Family) -> list[Node]:
+    low, high = FITTING[family]
+    found = []
+    for layer in chain.layers[: chain.last_hidden + 1]:
+        gain = sigma_w2(layer.init, layer.fan_in) if layer.init != "default" else None
+        if gain is not None and not low <= gain <= high:
+            found.append(layer)
+    return found
+
+
+def proposes_misfit(v: ChainView) -> bool:
+    """Whether an explicit initialiser that does not fit reaches a chain deep enough for it to matter."""
+    return v.family != "sigmoid" and not v.periodic and bool(v.misfits) and v.plain_depth >= MISFIT_DEPTH
+
+
+def may_be_misfit(v: ChainView) -> bool:
+    """As :func:`proposes_misfit`, where the prediction on paper, if there is one, does not clear the chain."""
+    if not proposes_misfit(v) and not (v.open_ended and v.misfits and v.norm_links == 0 and v.family != "sigmoid"):
+        return False
+    p = v.prediction
+    return v.open_ended or p is None or min(p.rho_W, p.rho_delta) < HEALTHY_RHO
 
 
 def _prediction(chain: Chain) -> Prediction | None:

@@ -31,10 +31,13 @@ class Prepared:
     body: Mapping[str, Any]
 
     def merged_with(self, other: Prepared) -> Prepared:
-        """The same experiment with the remedies of both."""
-        mine, others = self.body.get("remedies", []), other.body.get("remedies", [])
-        both = [*mine, *(r for r in others if r not in mine)]
-        return replace(self, body={**self.body, "remedies": both}) if both != mine else self
+        """The same experiment with the remedies and measures of both."""
+        body = dict(self.body)
+        for key in ("remedies", "measures"):
+            mine, others = body.get(key, []), other.body.get(key, [])
+            if others:
+                body[key] = [*mine, *(r for r in others if r not in mine)]
+        return replace(self, body=body) if body != self.body else self
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def _model(
     calls = index.call_sites(path, name) if experiment.kind != "variable" else []
     line, text = candidate.facts.get("made_at", (0, ""))
     calls.sort(key=lambda c: (c.line != line, arguments(c.args, c.kwargs) != text))
-    part = slice_for(index, path, [name], experiment.scope, calls)
+    functions = [function for function, how in experiment.initialisers if how != "method"]
+    part = slice_for(index, path, [name, *functions], experiment.scope, calls)
     refused = _refused(part, name)
     if refused is not None:
         return refused
@@ -77,9 +81,11 @@ def _model(
         "inputs": [list(s) for s in inputs],
         "min_depth": MIN_DEPTH,
         "optimizer": candidate.facts.get("optimizer", "none"),
+        "initialisers": [list(i) for i in experiment.initialisers],
         "controls": {},
     }
-    return Prepared(_key("model", body), "model", {**body, "remedies": list(experiment.remedies)})
+    extra = {"remedies": list(experiment.remedies), "measures": list(experiment.measures)}
+    return Prepared(_key("model", body), "model", {**body, **extra})
 
 
 def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unsliced:

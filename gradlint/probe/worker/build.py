@@ -280,7 +280,7 @@ class _Finder:
                 seed_all(0)
                 with cpu_limit(ATTEMPT_SECONDS):
                     with recorded_lines() as lines:
-                        model = plan.make(plan.overrides)
+                        model = plan.make(plan.overrides) if outer else self._initialised(plan.make(plan.overrides))
                     inputs, seen = self._inputs(model.train(), lines, plan, outer)
             except ProbeError as error:
                 self._note(error)
@@ -298,8 +298,26 @@ class _Finder:
                 queue.extend(self._repairs(plan, error))
                 continue
             assumed = {**plan.assumed(), **self.missing.assumed}
-            return Recipe(functools.partial(plan.make, plan.overrides), inputs, plan.text, assumed, seen)
+            make = functools.partial(plan.make, plan.overrides)
+            if not outer:
+                make = functools.partial(self._made, make)
+            return Recipe(make, inputs, plan.text, assumed, seen)
         return None
+
+    def _made(self, make: Callable[[], nn.Module]) -> nn.Module:
+        return self._initialised(make())
+
+    def _initialised(self, model: nn.Module) -> nn.Module:
+        """The model after what code outside of it does to its weights, in the project's own words."""
+        module = self.slices.load(str(self.body["entry"]))
+        for name, how in self.body.get("initialisers") or ():
+            if how == "method":
+                getattr(model, name)()
+            elif how == "apply":
+                model.apply(getattr(module, name))
+            else:
+                getattr(module, name)(model)
+        return model
 
     def _inputs(
         self, model: nn.Module, lines: Mapping[int, int], plan: Plan, outer: bool
@@ -325,8 +343,9 @@ class _Finder:
         if inputs is None:
             self._note(ProbeError("not-built", f"{text}: its forward is not called"))
             return None
-        seen = observe(model.get_submodule(path), lines, inputs, inputs.batch)
-        return Recipe(lambda: recipe.make().get_submodule(path), inputs, text, recipe.assumed, seen)
+        seen = observe(self._initialised(model.get_submodule(path)), lines, inputs, inputs.batch)
+        make = functools.partial(self._made, lambda: recipe.make().get_submodule(path))
+        return Recipe(make, inputs, text, recipe.assumed, seen)
 
     def _repairs(self, plan: Plan, error: BaseException) -> Iterator[Plan]:
         """Plans with another value for a guessed or missing argument that the failing lines speak of."""

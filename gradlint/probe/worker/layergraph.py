@@ -47,8 +47,8 @@ class Node:
     fan_in: Optional[int] = None
     fan_out: Optional[int] = None
     init: str = "default"
-    """``default``, ``he``, ``xavier``, ``lecun``, ``orthogonal``, ``normal:<std>``, ``zeros``, ``constant``,
-    ``loaded``, ``unknown``."""
+    """``default``, ``he``, ``xavier``, ``lecun``, ``orthogonal``, ``normal:<std>``, ``gain:<fan_in times variance>``,
+    ``zeros``, ``constant``, ``loaded``, ``unknown``."""
     call: Optional[int] = None
     """Traced graphs: running number among the WEIGHT or ACTIVATION calls of a forward, from 0."""
     attrs: Dict[str, Any] = field(default_factory=dict)

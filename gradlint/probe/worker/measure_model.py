@@ -15,6 +15,8 @@ from layergraph import SIGMOID_LIKE, TRANSPARENT, Chain, LayerGraph, Node, chain
 from model_inputs import Seen, observe, with_side
 from model_meter import Bench, Remedy, cotangent_loss, measure
 from model_missing import Missing
+from model_scale import is_large, oversized
+from model_symmetry import symmetry
 from model_weights import default_std_ratio, init_of, is_default
 from modules import SlicedModules
 from probe_errors import ProbeError
@@ -97,6 +99,8 @@ class _Experiment:
         found = sorted(sorted(found, key=lambda pair: -pair[1].depth)[:CHAIN_LIMIT])
         if found and batch is not None:
             trace = self._on_small_images(trace, batch)
+        if "scale" in self.body.get("measures", ()):
+            found.extend((-1, chain) for chain in oversized(trace.graph))
         answer: Dict[str, Any] = {
             "kind": "replica",
             "trace": trace.source,
@@ -109,6 +113,8 @@ class _Experiment:
             "input_shapes": self.recipe.inputs.shapes(batch),
             "chains": [],
         }
+        if "symmetry" in self.body.get("measures", ()):
+            answer["symmetry"] = symmetry(self.recipe, batch, self.body.get("controls") or {})
         if found:
             size, seeds = self._plan(trace, batch)
             measured, size = self._measure(trace, [c for _, c in found], size, seeds)
@@ -210,7 +216,7 @@ class _Experiment:
         left = SICK_LIMIT
         for i, (chain, numbers) in enumerate(zip(found, written)):
             after: Dict[str, Any] = {}
-            if left and _may_be_sick(numbers):
+            if left and (_may_be_sick(numbers) or ("scale" in self.body.get("measures", ()) and is_large(numbers))):
                 left -= 1
                 after = self._remedies(bench, chain, i, seeds)
             results.append({"written": numbers, "after": after, "second_order": trace.second_order})

@@ -27,6 +27,9 @@ UNDERFLOW = 1e-30
 ADAM_STEPS, ADAM_RATE = 3, 1e-3
 """A zero-initialised head hides every gradient before it until it has moved."""
 
+SATURATING = {"sigmoid": 2.944, "tanh": 1.472, "hardtanh": 0.9, "hardsigmoid": 2.7, "softsign": 9.0}
+"""Inputs beyond which an activation lies within 5 % of its range of an asymptote."""
+
 Builder = Callable[[int], nn.Module]
 """seed -> the model, in training mode."""
 Inputs = Callable[[int, bool], Tuple[List[Any], Dict[str, Any]]]
@@ -42,6 +45,8 @@ class Numbers:
     sigma_out: float
     vanished: bool
     """A gradient underflowed: exactly 0 at the first layer, but not at the last."""
+    saturated: float = 0.0
+    """The largest share of values of one activation that lie within 5 % of its range of an asymptote."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,12 @@ class Meter(Intervention):
     generator: Optional[torch.Generator] = None
     linear_activations: bool = False
     """Control: activations become the identity."""
+    silent_layers: bool = False
+    """Control: weight layers give zeros."""
     weights: Dict[int, Tensor] = field(default_factory=dict)
     deltas: Dict[int, float] = field(default_factory=dict)
     spreads: Dict[int, float] = field(default_factory=dict)
+    saturations: Dict[int, float] = field(default_factory=dict)
     fresh: Dict[Any, Tensor] = field(default_factory=dict)
     """Weights that a remedy has put in place of the model's; kept over the steps of one run."""
 
@@ -113,6 +121,8 @@ class Meter(Intervention):
         """Reads the output, and the gradient that comes back to it; then normalises it."""
         if call in self._ends and output.requires_grad:
             output.register_hook(lambda g: self.deltas.__setitem__(call, norm(g)))  # type: ignore[no-untyped-call]
+        if self.silent_layers:
+            output = output * 0.0
         if call in self._outs:
             self.spreads[call] = spread(output)
         if call not in self._normalised or self.remedy is None:
@@ -121,6 +131,8 @@ class Meter(Intervention):
 
     def activation(self, call: int, op: str, value: Tensor) -> Optional[Tensor]:
         """ReLU instead of a sigmoid, or nothing at all."""
+        if op in SATURATING:
+            self.saturations[call] = float((value.detach().abs() > SATURATING[op]).double().mean())
         if self.linear_activations:
             return value
         return torch.relu(value) if call in self._rectified else None
@@ -146,7 +158,9 @@ class Meter(Intervention):
         d_first, d_last = self.deltas.get(_call(first), 0.0), self.deltas.get(_call(last), 0.0)
         rho_w, rho_d = ratio(w_first, w_last), ratio(d_first, d_last)
         gone = w_first == 0.0 or d_first == 0.0 or min(rho_w or 1.0, rho_d or 1.0) < UNDERFLOW
-        return Numbers(rho_w, rho_d, self.spreads.get(_call(out), math.nan), gone)
+        calls = [a.call for link in (*chain.activations, chain.tail) for a in link if a.call is not None]
+        saturated = max((self.saturations.get(c, 0.0) for c in calls), default=0.0)
+        return Numbers(rho_w, rho_d, self.spreads.get(_call(out), math.nan), gone, saturated)
 
 
 def _call(node: Any) -> int:
@@ -227,7 +241,8 @@ class Bench:
         generator = torch.Generator().manual_seed(seed + 1000)
         remedy = None if self.controls.get("identity_remedies") else remedy
         linear = self.controls.get("stub") == "activation"
-        return Meter(self.chains, remedy, generator, linear_activations=linear)
+        silent = self.controls.get("stub") == "layer"
+        return Meter(self.chains, remedy, generator, linear_activations=linear, silent_layers=silent)
 
     def _loss(self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int) -> Tensor:
         seed_all(seed + 2000)  # dropout
@@ -260,6 +275,7 @@ def cotangent_loss(outputs: Sequence[Tensor], seed: int) -> Tensor:
 def measure(bench: Bench, seeds: Sequence[int], remedy: Optional[Remedy]) -> List[Dict[str, Any]]:
     """What the seeds agree on, per chain: medians in log space, or that there is no gradient."""
     runs = [bench.run(s, remedy, double=False) for s in seeds]
+    starts = [_start([run[i] for run in runs]) for i in range(len(bench.chains))]
     double = any(n.vanished or n.rho_W is None or n.rho_delta is None for run in runs for n in run)
     if double:
         runs = _in_double(bench, seeds, remedy) or runs
@@ -269,7 +285,17 @@ def measure(bench: Bench, seeds: Sequence[int], remedy: Optional[Remedy]) -> Lis
         for i, s in enumerate(summaries):
             if s["no_gradient"]:
                 summaries[i] = {**_summary([run[i] for run in after]), "after_steps": ADAM_STEPS}
-    return summaries
+    return [{**s, "start": start} for s, start in zip(summaries, starts)]
+
+
+def _start(numbers: Sequence[Numbers]) -> Dict[str, Any]:
+    """The scale of a chain before any optimizer step, whatever its gradients are."""
+    finite = sum(math.isfinite(n.sigma_out) for n in numbers)
+    return {
+        "sigma_out": _median([n.sigma_out for n in numbers if math.isfinite(n.sigma_out)]) if finite else math.nan,
+        "saturated": sorted(n.saturated for n in numbers)[len(numbers) // 2],
+        "finite": 2 * finite > len(numbers),
+    }
 
 
 def _in_double(bench: Bench, seeds: Sequence[int], remedy: Optional[Remedy]) -> Optional[List[List[Numbers]]]:

@@ -76,6 +76,9 @@ class Expressions(ast.NodeTransformer):
             if isinstance(right, ast.Constant) and right.value is None:
                 negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
                 return at(call("_gl_is_none", node.left, string(dotted(node.left) or ""), negated), node)
+            if isinstance(right, ast.Constant) and isinstance(right.value, bool):
+                negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
+                return at(call("_gl_is_bool", node.left, right, negated), node)
             if not isinstance(right, ast.Constant):
                 negated = ast.Constant(value=isinstance(node.ops[0], ast.IsNot))
                 return at(call("_gl_same", node.left, right, negated), node)

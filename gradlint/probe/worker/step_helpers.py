@@ -36,6 +36,7 @@ class Helpers:
             "_gl_test": self._test,
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
+            "_gl_is_bool": self._is_bool,
             "_gl_item": item,
             "_gl_call": call_with,
             "_gl_star": Star,
@@ -138,6 +139,14 @@ class Helpers:
             turned = value.gl_negated if negated else not value.gl_negated
             return _renamed(value, f"{value.gl_name} is {'not ' if negated else ''}None", turned)
         return (value is not None) if negated else (value is None)
+
+    def _is_bool(self, value: Any, wanted: bool, negated: bool) -> Any:
+        """``x is True`` of an unknown is as unknown as ``x``."""
+        if isinstance(value, Ghost) and not isinstance(value, GhostTensor):
+            opposite = wanted is negated
+            name = f"{value.gl_name} is {'not ' if negated else ''}{wanted}"
+            return _renamed(value, name, value.gl_negated is not opposite)
+        return (value is not wanted) if negated else (value is wanted)
 
     def _is(self, left: Any, right: Any, negated: bool) -> Any:
         """``x is y``: of two unknowns, or of two stand-ins (``policy is value``), not known either."""

@@ -13,6 +13,8 @@ MAX_QUIET = 20_000
 """Rounds of a ``while`` loop that trains nothing."""
 MAX_QUIET_ITEMS = 2_000
 """Items of a ``for`` loop that trains nothing: it prepares data, of which less does as well."""
+MAX_QUIET_IN_ALL = 500
+"""Rounds of loops that train nothing, inside of each other or one after another, after which each is left early."""
 MAX_MICRO_BATCHES = 16
 """Rounds of a ``for`` loop that runs backward while the step stands outside of it."""
 MAX_ALL_STEPS = 60
@@ -149,9 +151,12 @@ def _enough(recorder: Recorder, loop: Loop, before: _Round) -> bool:
         return loop.steps >= MAX_STEPS
     if loop.events == before.events:
         loop.quiet += 1
+        recorder.quiet += 1
         loop.passes += recorder.forwards > before.forwards
     elif loop.unknown or recorder.backwards > before.backwards:
         # a known loop over parameters or optimizers without a backward ends by itself, and must not be cut
         loop.idle += 1
         loop.gathering += recorder.backwards > before.backwards
+    if recorder.quiet >= MAX_QUIET_IN_ALL and loop.quiet >= ASSUMED_LENGTH:
+        return True
     return loop.hopeless or loop.passes >= MAX_PASSES

@@ -125,6 +125,8 @@ class Recorder:
     """CPU time of the process at which the path is left."""
     same: Optional[SameBatch] = None
     """Set where every iteration is to get the same data, and no weight is to move."""
+    quiet: int = 0
+    """Rounds of loops in which nothing was recorded."""
     overflow: bool = False
     """Whether the next scaled backward is to overflow."""
     asked: FrozenSet[int] = frozenset()
