@@ -41,7 +41,7 @@ def initialise(name: str, args: list[Value], kwargs: dict[str, Value], at: Place
             layer.init = f"normal:{(high - low) / math.sqrt(12.0)}"
         else:
             layer.init = "unknown"
-    elif family in ("he", "xavier"):
+    elif family in ("he", "xavier", "orthogonal"):
         layer.init = _scaled(family, args, kwargs)
     else:
         layer.init = family
@@ -60,10 +60,10 @@ def _scaled(family: str, args: Sequence[Value], kwargs: dict[str, Value]) -> str
         return _OF_KAIMING.get(kind, "unknown") if isinstance(kind, str) else "unknown"
     gain = kwargs.get("gain", args[1] if len(args) > 1 else 1.0)
     if gain is UNKNOWN:
-        return "xavier"
+        return family
     if not isinstance(gain, (int, float)):
         return "unknown"
-    return "xavier" if abs(gain - 1.0) < 0.01 else "he" if abs(gain - math.sqrt(2)) < 0.02 else f"gain:{gain**2:.6g}"
+    return family if abs(gain - 1.0) < 0.01 else "he" if abs(gain - math.sqrt(2)) < 0.02 else f"gain:{gain**2:.6g}"
 
 
 _OF_KAIMING = {"relu": "he", "tanh": f"gain:{25 / 9:.6g}", "selu": f"gain:{9 / 16:.6g}"}

@@ -14,6 +14,7 @@ from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Place, Tensor, Value
 from gradlint.facts.vanishing import worth_a_look
 from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
+from gradlint.probe.worker.layergraph import UNKNOWN as UNKNOWN_KIND
 from gradlint.rule import Location
 
 MIN_HELD, MIN_SHARE = 4, 0.6
@@ -212,7 +213,11 @@ def _worst(cls: ClassValue, module: ModuleEnv, sites: Sequence[Site]) -> _Readin
 
 
 def _could_matter(best: _Reading | None) -> bool:
-    return best is None or any(worth_a_look(c) for c in chains(best[1].graph()))
+    if best is None or any(worth_a_look(c) for c in chains(best[1].graph())):
+        return True
+    # what stands for activations or sizes is not told: a call may tell
+    kinds = {node.kind for node in best[1].nodes}
+    return not best[1].complete and WEIGHT in kinds and UNKNOWN_KIND in kinds
 
 
 def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:

@@ -61,7 +61,8 @@ def name_paths(value: Value, prefix: str = "", seen: set[int] | None = None) -> 
     if isinstance(value, Instance) and isinstance(value.attrs.get("__layer__"), Layer):
         value.attrs["__layer__"].path = value.attrs["__layer__"].path or prefix
     for name, weight in parameters_of(value):
-        weight.layer.path = weight.layer.path or (f"{prefix}.{name}" if prefix else name)
+        own = name.startswith("weight") and not children(value)  # a layer made by hand goes by its own name
+        weight.layer.path = weight.layer.path or ".".join(part for part in (prefix, "" if own else name) if part)
     for key, child in children(value):
         name_paths(child, f"{prefix}.{key}" if prefix else str(key), seen)
 

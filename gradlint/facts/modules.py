@@ -22,6 +22,10 @@ class Evaluator:
         self.current: Callable[[ast.expr, Env], Value] = lambda node, env: UNKNOWN
 
 
+_ASKING = frozenset({"super", "isinstance", "issubclass", "hasattr", "print", "type", "id", "repr", "str"})
+"""Functions that make nothing of a class they are given."""
+
+
 class ModuleEnv:
     """One parsed file. ``resolve`` finds other files of the project by module name."""
 
@@ -72,7 +76,8 @@ class ModuleEnv:
         """Names that are arguments of some call: a class among them is made where this file does not show it."""
         return frozenset(
             a.id
-            for found in self.calls.values()
+            for name, found in self.calls.items()
+            if name not in _ASKING
             for _, call in found
             for a in (*call.args, *(k.value for k in call.keywords))
             if isinstance(a, ast.Name)

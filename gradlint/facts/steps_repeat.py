@@ -69,13 +69,24 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event, inside: tuple[Frame
     for _, event in turn.events():
         if event.frames[: len(inside)] != inside:
             continue
-        if event.kind == "zero_grad" and steps.related(event, step) is not False and not apart(steps, event, step):
+        if event.kind == "zero_grad" and not _of_another(steps, turn, event, step):
             return False
         if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given):
             return False
         if event.kind == "make" and not (anew and event.object == step.object):
             return False
     return True
+
+
+def _of_another(steps: StepFacts, turn: Turn, clear: Event, step: Event) -> bool:
+    """Whether a clearing surely leaves the gradients of ``step`` alone: it is that of another optimizer that steps."""
+    if steps.related(clear, step) is False or apart(steps, clear, step):
+        return True
+    if steps.related(clear, step) is True or clear.object == step.object:
+        return False
+    if clear.object.rpartition(".")[0] != step.object.rpartition(".")[0]:
+        return False  # `self.opt` may be what another function calls `optimizer`
+    return any(e.object == clear.object for _, e in turn.events("step"))
 
 
 def _made_of_what_stays(turn: Turn, step: Event) -> bool:

@@ -201,11 +201,17 @@ def in_region(region: Region, events: Sequence[Event], path: str) -> Frame:
 
 
 def in_one_function(events: Sequence[Event], path: str) -> list[Location] | None:
-    """Where the events stand in the innermost function of the file that holds them all; None if it is elsewhere."""
+    """Where the events stand in the innermost function of the file that holds them all; None if it is elsewhere.
+
+    None too where one call there leads to two of them: to move it would move both.
+    """
     depth = depth_of_events(events)
     if events[0].frames[depth].path != path:
         return None
-    return [place_in(event, depth) for event in events]
+    found = [place_in(event, depth) for event in events]
+    if len(set(found)) < len({(e.path, e.location) for e in events}):
+        return None
+    return found
 
 
 def depth_of_events(events: Sequence[Event]) -> int:

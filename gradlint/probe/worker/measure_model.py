@@ -202,6 +202,7 @@ class _Experiment:
         self, trace: _Trace, found: Sequence[Chain], size: Any, seeds: int
     ) -> Tuple[List[Dict[str, Any]], Any]:
         bench = self._bench(trace, found, size, keep=seeds == 1)
+        explicit = tuple(n for n in trace.graph.nodes if n.init.startswith("normal:"))
         try:
             written = measure(bench, range(seeds), None)
         except ProbeError:
@@ -218,16 +219,18 @@ class _Experiment:
             after: Dict[str, Any] = {}
             if left and (_may_be_sick(numbers) or ("scale" in self.body.get("measures", ()) and is_large(numbers))):
                 left -= 1
-                after = self._remedies(bench, chain, i, seeds)
+                also = explicit if chain.layers[0].init != "default" else ()
+                after = self._remedies(bench, chain, i, seeds, also)
             results.append({"written": numbers, "after": after, "second_order": trace.second_order})
         return results, size
 
-    def _remedies(self, bench: Bench, chain: Chain, index: int, seeds: int) -> Dict[str, Any]:
+    def _remedies(self, bench: Bench, chain: Chain, index: int, seeds: int, also: Tuple[Node, ...]) -> Dict[str, Any]:
+        """The numbers under each remedy. ``also``: what the program initialises by itself, where it does so here."""
         after: Dict[str, Any] = {}
         for name in self.body.get("remedies", ()):
             if not _fits(name, chain) or (name == "layer_norm" and _cures(after.get("batch_norm"))):
                 continue
-            after[name] = measure(bench, range(seeds), Remedy(name, chain))[index]
+            after[name] = measure(bench, range(seeds), Remedy(name, chain, also))[index]
         return after
 
     def _bench(self, trace: _Trace, found: Sequence[Chain], size: Any, keep: bool) -> Bench:

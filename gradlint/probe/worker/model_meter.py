@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequ
 
 import torch
 import torch.nn.functional as F
-from layergraph import SIGMOID_LIKE, Chain
+from layergraph import SIGMOID_LIKE, Chain, Node
 from model_inputs import seed_all
 from model_weights import Names
 from probe_errors import ProbeError
@@ -55,11 +55,13 @@ class Remedy:
 
     name: str
     chain: Chain
+    also: Tuple[Node, ...] = ()
+    """Layers elsewhere in the model that an initialiser is for, too."""
 
     @property
     def layers(self) -> Dict[int, Tuple[int, int]]:
         """Running number of each weight layer -> (fan_in, fan_out)."""
-        return {n.call: (n.fan_in or 1, n.fan_out or 1) for n in self.chain.layers if n.call is not None}
+        return {n.call: (n.fan_in or 1, n.fan_out or 1) for n in (*self.chain.layers, *self.also) if n.call is not None}
 
     @property
     def normalised(self) -> FrozenSet[int]:

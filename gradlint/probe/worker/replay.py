@@ -96,7 +96,7 @@ def run(body: Dict[str, Any]) -> Dict[str, Any]:
         modules = [_with_source(m, edited.get("module") or body["entry"], edited["source"]) for m in body["modules"]]
         other = Program(modules, {**body, "lines": edited["lines"]}, {})
         other.forced, other.slim, other.remedy = program.forced, program.slim, remedy
-        other.premade = program.premade
+        other.premade, other.thawing = program.premade, program.thawing
         chosen = [dict(path.pop("assigned")) for path in paths]
         edited_paths = [
             other.path(assignment)
@@ -148,6 +148,8 @@ class Program:
         self.slim = False
         self.late: Tuple[str, ...] = ()
         """Stand-ins of the latest run, where some were made only after its first backward."""
+        self.thawing = False
+        """Whether nothing is to be frozen, see :func:`step_patch.thaw`."""
         self.premade: Tuple[str, ...] = ()
         """Stand-ins that a run makes at its beginning."""
         self.forced: Optional[Set[Place]] = None
@@ -186,8 +188,12 @@ class Program:
         """
         result, met = self._once(assigned, (), at)
         late, self.late = self.late, ()
+        if step_patch.Hooks.frozen and not self.thawing:
+            self.thawing = True
+            self.assumed["frozen"] = "all but unknown layers: nothing is frozen here"
+            late = late or ("",)
         if (met and not self.same_batch) or late:
-            self.premade = tuple(dict.fromkeys([*self.premade, *late]))
+            self.premade = tuple(p for p in dict.fromkeys([*self.premade, *late]) if p)
             result, _ = self._once(assigned, () if self.same_batch else met, at)
         return result
 
@@ -201,6 +207,7 @@ class Program:
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
         step_patch.Hooks.number = staticmethod(world.limit)
+        step_patch.Hooks.thawing, step_patch.Hooks.frozen = self.thawing, False
         step_tolerance.start()
         step_optim.start()
         watched = integrity.take(integrity.TORCH)

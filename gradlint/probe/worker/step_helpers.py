@@ -12,6 +12,7 @@ from ghost import Ghost, GhostRange, GhostTensor
 from ghost_math import combine, cotangent, is_instance
 from step_consume import watch
 from step_loops import limited, rounds
+from step_patch import Hooks
 from step_record import Loop
 from step_roles import MODEL, SCALER
 from step_same import SameBatch
@@ -37,6 +38,7 @@ class Helpers:
             "_gl_not": self._not,
             "_gl_is_none": self._is_none,
             "_gl_is_bool": self._is_bool,
+            "_gl_trains": lambda value: True if Hooks.thawing else value,
             "_gl_item": item,
             "_gl_call": call_with,
             "_gl_star": Star,

@@ -28,6 +28,10 @@ class Hooks:
     unknown_parameters: Callable[[], List[torch.Tensor]] = staticmethod(list)
     number: Callable[[Any, float], float] = staticmethod(lambda value, default: float(value))
     installed = False
+    thawing = False
+    """Whether nothing can be frozen: an earlier run of the program met an optimizer with nothing left to train."""
+    frozen = False
+    """Whether this run met one."""
 
 
 def install() -> None:
@@ -39,6 +43,7 @@ def install() -> None:
     _patch_backward()
     _patch_zero_grad()
     _patch_groups()
+    _patch_freezing()
 
 
 def parameter_list(value: Any) -> Tuple[List[torch.Tensor], bool]:
@@ -315,3 +320,26 @@ def _patch_groups() -> None:
             Hooks.recorder.grads.train([p for p in self.param_groups[-1]["params"] if isinstance(p, torch.Tensor)])
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
+
+
+def thaw() -> None:
+    """Let everything train where all of it is frozen: an optimizer is about to be made.
+
+    What a program freezes by the names of its layers leaves others to train; a stand-in has no such names.
+    """
+    known = Hooks.unknown_parameters()
+    if not any(p.requires_grad for p in known):
+        Hooks.frozen = True
+        for parameter in known:
+            parameter.requires_grad_(True)
+
+
+def _patch_freezing() -> None:
+    real = torch.Tensor.requires_grad_
+
+    @functools.wraps(real)
+    def requires_grad_(self: torch.Tensor, requires_grad: Any = True) -> torch.Tensor:
+        thawing = Hooks.thawing and Hooks.recorder is not None and isinstance(self, torch.nn.Parameter)
+        return real(self, True if thawing or isinstance(requires_grad, Ghost) else requires_grad)
+
+    torch.Tensor.requires_grad_ = requires_grad_  # type: ignore[method-assign, assignment]

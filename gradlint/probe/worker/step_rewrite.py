@@ -157,6 +157,8 @@ class _Writer:
         owner = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(node, ast.Assign) and isinstance(owner, ast.Attribute) and owner.attr in ("grad", "_grad"):
             node.value = at(call("_gl_gradient", _read(owner.value), node.value), node.value)
+        if isinstance(node, ast.Assign) and isinstance(owner, ast.Attribute) and owner.attr == "requires_grad":
+            node.value = at(call("_gl_trains", node.value), node.value)
         if isinstance(node, ast.Raise):
             return [plain]
         if isinstance(node, ast.Return):

@@ -20,7 +20,7 @@ from ghost_modules import GhostModule, attribute_of
 from ghost_world import world
 from step_consume import Watched
 from step_optim import ASSUMED_LR
-from step_patch import Hooks, consuming, parameter_list
+from step_patch import Hooks, consuming, parameter_list, thaw
 from step_same import seed as seed_all
 
 
@@ -139,6 +139,8 @@ def _with_real_arguments(real: Callable[..., Any]) -> Callable[..., Any]:
             if name == "lr":
                 kwargs["lr"] = Hooks.number(value, ASSUMED_LR)
         try:
+            if Hooks.recorder is not None:
+                thaw()
             with consuming(Hooks.recorder, "optimizer"):
                 real(self, _real_groups(params), **kwargs)
         except Exception as error:
