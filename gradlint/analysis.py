@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 _INITIALISES = re.compile(r"\b(?:(?:normal|uniform|constant|zeros|ones|fill|zero|orthogonal)_|xavier_|kaiming_)")
 """A file that writes weights: how code outside of a model initialises it matters then."""
-MAX_HELD = 2_200_000
+MAX_HELD = 4_400_000
 """Characters of source whose trees one process keeps between files: a tree takes about fifty bytes for each."""
 
 
@@ -156,9 +156,8 @@ class Analyst:
 
     def _models(self, file: SourceFile) -> tuple[ModelFacts, ...]:
         models = read_models(self.project.module(file), self.project.sites(file))
-        written = _INITIALISES.search(file.text) is not None
-        deep = [m for m in models if written or any(worth_a_look(c) for c in m.chains)]
-        if not deep:
+        deep = [m for m in models if any(worth_a_look(c) for c in m.chains)]
+        if not deep and _INITIALISES.search(file.text) is None:
             return models
         makers = frozenset(m.qualname for m in deep if m.kind != "variable")
         project = read_project(self.index, file, makers, self._surroundings) if makers else None

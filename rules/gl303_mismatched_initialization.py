@@ -81,6 +81,7 @@ begin as a small perturbation).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -104,8 +105,8 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
 
 
 def _candidates(facts: FileFacts, wanted: Any) -> Iterable[Candidate]:
-    def place(v: ChainView) -> Location | None:
-        if v.misfit_at is None or v.misfit_at[0] != facts.path:
+    def place(v: ChainView, model: ModelFacts) -> Location | None:
+        if v.misfit_at is None or v.misfit_at[0] != model.file:
             return None
         return location_of(facts.text, v.misfit_at[1])
 
@@ -131,7 +132,11 @@ def _message(v: ChainView) -> str:
 
 def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     """Sick as written, with weights that do not fit; healthy with the initialiser that fits the activation."""
-    return judge_chains(candidate, measurement, proposes_misfit, lambda v: (fitting(v),), _explain)
+    judgement = judge_chains(candidate, measurement, proposes_misfit, lambda v: (fitting(v),), _explain)
+    counted = candidate.message.partition(" are initialised")[0]
+    if judgement.message is not None and judgement.message.startswith(f"{counted} "):
+        return dataclasses.replace(judgement, message=None)  # the text names the initialiser as it is written
+    return judgement
 
 
 def _explain(v: ChainView, chain: Mapping[str, Any], remedy: str) -> tuple[str, str]:

@@ -97,7 +97,7 @@ def _candidates(facts: FileFacts, model: ModelFacts, found: Iterable[Constant]) 
         yield Candidate(
             code="GL304",
             path=facts.path,
-            location=location_of(facts.text, line) if path == facts.path else model.location,
+            location=location_of(facts.text, line) if path == model.file else model.location,
             symbol=model.symbol,
             message=f"all weights{told} start at one value, and so do those behind: their units never become different",
             help="initialise one of the two layers at random; a zero start is for the last layer of a branch only",

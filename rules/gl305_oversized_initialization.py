@@ -119,7 +119,7 @@ def _candidate(facts: FileFacts, model: ModelFacts, layer: Initialised) -> Candi
     return Candidate(
         code="GL305",
         path=facts.path,
-        location=location_of(facts.text, line) if path == facts.path else model.location,
+        location=location_of(facts.text, line) if path == model.file else model.location,
         symbol=model.symbol,
         message=f"weights are initialised with {named(layer.init)}, whatever the number of inputs: too large",
         help='use nn.init.kaiming_normal_(weight, nonlinearity="relu"), or xavier_uniform_ for tanh and sigmoid: both\n'

@@ -152,6 +152,9 @@ class Builtins:
                 return False
         return UNKNOWN
 
+    def _b_type(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
+        return self.interp.class_of(args[0]) if len(args) == 1 else UNKNOWN
+
     def _b_setattr(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
         if len(args) == 3 and isinstance(args[1], str):
             self.table.objects.set_attribute(args[0], args[1], args[2], (self.interp.path, self.interp.here))

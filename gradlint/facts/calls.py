@@ -123,7 +123,10 @@ class CallTable:
         if short == "calculate_gain":
             return _GAINS.get(args[0], UNKNOWN) if args and isinstance(args[0], str) else UNKNOWN
         if name.startswith(("torch.nn.init.", "torch.nn.modules.init.")):
-            initialise(short, args, kwargs, (env.module.path, node.lineno))
+            if self.interp.maybe:
+                self.touch(args[:1])
+            else:
+                initialise(short, args, kwargs, (env.module.path, node.lineno))
             return args[0] if args else UNKNOWN
         if name in ("torch.nn.Parameter", "torch.nn.parameter.Parameter"):
             init = drawn(node.args[0], lambda e: self.interp.eval(e, env)) if node.args else "unknown"

@@ -69,7 +69,7 @@ def call_sites(index: ProjectIndex, path: str, name: str, limit: int = MAX_SITES
         return []
     last = name.rpartition(".")[2]
     word = last.encode()
-    pattern = re.compile(rb"%s(?:\s*\(|\s+as\s)" % word)
+    pattern = re.compile(rb"(?<!class )\b%s(?:\s*\(|\s+as\s)" % word)
     found: list[tuple[tuple[int, ...], CallSite]] = []
     parsed = 0
     for real in dict.fromkeys((target.real, *index.files(path))):

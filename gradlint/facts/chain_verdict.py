@@ -24,7 +24,7 @@ def model_candidates(
     wanted: Callable[[ChainView, ModelFacts], bool],
     describe: Callable[[ChainView, ModelFacts], tuple[str, str]],
     sick_on_paper: Callable[[ChainView, ModelFacts], bool],
-    place: Callable[[ChainView], Location | None] = lambda v: None,
+    place: Callable[[ChainView, ModelFacts], Location | None] = lambda v, m: None,
 ) -> Iterator[Candidate]:
     """One candidate per model that holds a chain that ``wanted`` accepts, on the deepest such chain.
 
@@ -40,7 +40,7 @@ def model_candidates(
         yield Candidate(
             code=code,
             path=path,
-            location=place(deepest) or model.location,
+            location=place(deepest, model) or model.location,
             symbol=model.symbol,
             message=message,
             help=text,

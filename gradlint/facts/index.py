@@ -10,6 +10,7 @@ import ast
 import copy
 import io
 import os
+import re
 import sys
 import tokenize
 import warnings
@@ -83,6 +84,10 @@ def parse_text(text: str) -> ast.Module | None:
             return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+_RELATIVE = re.compile(r"^[ \t]*from[ \t]+(\.+)", re.MULTILINE)
+"""A relative import; its dots say how many folders it climbs."""
 
 
 class ProjectIndex:
@@ -197,7 +202,7 @@ class ProjectIndex:
             return None
         text, tree = read
         is_package = os.path.basename(real) == "__init__.py"
-        name = module if module is not None else self._module_name(real, tree)
+        name = module if module is not None else self._module_name(real, text)
         package = name if is_package else name.rpartition(".")[0]
         return SourceFile(self.shown(real), real, name, package, is_package, text, tree)
 
@@ -209,15 +214,13 @@ class ProjectIndex:
         A file in a plain folder that imports relatively is taken as part of as many folders as it climbs.
         """
         file = self.parse(path)
-        return file.module if file is not None else self._module_name(_absolute(os.fspath(path)), None)
+        return file.module if file is not None else self._module_name(_absolute(os.fspath(path)), "")
 
-    def _module_name(self, real: str, tree: ast.Module | None) -> str:
+    def _module_name(self, real: str, text: str) -> str:
         folder, base = os.path.split(real)
         stem = os.path.splitext(base)[0]
         parts = [] if stem == "__init__" else [stem]
-        levels = 0
-        if tree is not None:
-            levels = max((n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)), default=0)
+        levels = max((len(dots[1]) for dots in _RELATIVE.finditer(text)), default=0)
         while folder != os.path.dirname(folder) and (os.path.isfile(os.path.join(folder, "__init__.py")) or levels > 0):
             folder, name = os.path.split(folder)
             parts.append(name)

@@ -30,9 +30,8 @@ def initialise(name: str, args: list[Value], kwargs: dict[str, Value], at: Place
     layer.init_at = at
     if family == "constant" and (args[1] if len(args) > 1 else kwargs.get("val")) == 0:
         family = "zeros"
-    numbers = [v for v in args[1:] if isinstance(v, (int, float))]
     if family == "normal":
-        std = kwargs.get("std", numbers[1] if len(numbers) > 1 else 1.0)
+        std = kwargs.get("std", args[2] if len(args) > 2 else 1.0)
         layer.init = f"normal:{std}" if isinstance(std, (int, float)) else "unknown"
     elif family == "uniform":
         low: Value = kwargs.get("a", args[1] if len(args) > 1 else 0.0)

@@ -91,6 +91,8 @@ class Interp:
         self.nodes: list[Node] = []
         self.complete = True
         self.uncertain = 0
+        self.maybe = 0
+        """How many branches are being read that may not be taken."""
         self.containers: list[Container] = []
         self.steps = 0
         self.depth = 0
@@ -254,10 +256,12 @@ class Interp:
         if _leaves(body) and not (other and _leaves(other)):
             body, other = other, []
         self.uncertain += 1
+        self.maybe += 1
         try:
             self.run(body, env)
         finally:
             self.uncertain -= 1
+            self.maybe -= 1
 
     def _s_For(self, node: ast.For, env: Env) -> None:
         items = self.iterate(self.eval(node.iter, env))
@@ -402,6 +406,10 @@ class Interp:
 
     def attribute(self, owner: Value, name: str, line: int) -> Value:
         """``owner.name``."""
+        if name == "__class__":
+            return self.class_of(owner)
+        if name in ("__name__", "__qualname__") and isinstance(owner, (Ref, ClassValue)):
+            return owner.node.name if isinstance(owner, ClassValue) else owner.name.rpartition(".")[2]
         if isinstance(owner, Ref):
             return Ref(f"{owner.name}.{name}")
         if isinstance(owner, ModuleRef):
@@ -425,6 +433,12 @@ class Interp:
         if isinstance(owner, (list, tuple, dict, str, Container)):
             return Bound(owner, name)
         return UNKNOWN
+
+    def class_of(self, owner: Value) -> Value:
+        """``type(owner)``."""
+        if isinstance(owner, (Layer, Container)):
+            return Ref(f"torch.nn.{owner.cls}")
+        return owner.cls if isinstance(owner, Instance) else UNKNOWN
 
     def _e_Subscript(self, node: ast.Subscript, env: Env) -> Value:
         owner = self.eval(node.value, env)

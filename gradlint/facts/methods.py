@@ -45,7 +45,10 @@ class Methods:
                 return self.table.function(name, [owner, *args], kwargs, node.lineno)
             return self.table.unknown_call([owner, *args], kwargs, node.lineno)
         if isinstance(owner, Weight):
-            initialise(name, [owner, *args], kwargs, (env.module.path, node.lineno))
+            if not self.interp.maybe:
+                initialise(name, [owner, *args], kwargs, (env.module.path, node.lineno))
+            elif name.endswith("_"):
+                self.table.touch([owner])
             return owner
         if isinstance(owner, (Instance, Layer, Container)):
             return self._module_method(owner, name, args, kwargs, node)
@@ -206,6 +209,8 @@ class Methods:
             return getattr(owner, name)()
         if name in ("startswith", "endswith") and args and isinstance(args[0], (str, tuple)):
             return UNKNOWN if isinstance(args[0], tuple) else getattr(owner, name)(args[0])
+        if name in ("find", "count", "endswith") and len(args) == 1 and isinstance(args[0], str):
+            return getattr(owner, name)(args[0])
         if name == "split":
             return owner.split(args[0]) if args and isinstance(args[0], str) and args[0] else owner.split()
         if name == "format" and all(isinstance(a, _PLAIN) for a in args):

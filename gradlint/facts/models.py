@@ -14,7 +14,6 @@ from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.values import UNKNOWN, ClassValue, Container, Env, FuncValue, Instance, Place, Tensor, Value
 from gradlint.facts.vanishing import worth_a_look
 from gradlint.probe.worker.layergraph import INPUT, OUTPUT, WEIGHT, Chain, LayerGraph, chains, plain_stretch
-from gradlint.probe.worker.layergraph import UNKNOWN as UNKNOWN_KIND
 from gradlint.rule import Location
 
 MIN_HELD, MIN_SHARE = 4, 0.6
@@ -90,6 +89,8 @@ class ModelFacts:
     """The layers with an explicit initialiser."""
     site: Site | None = field(default=None, compare=False, repr=False)
     """The call with which the model was read."""
+    file: str = ""
+    """The file, as the places of initialisers call it."""
 
 
 ProjectSites = Callable[[str], Iterable[tuple[CallSite, ModuleEnv]]]
@@ -181,6 +182,7 @@ def _read_class(
         arguments_hidden=site.hidden,
         initialised=_initialised(instance),
         site=site,
+        file=module.path,
     )
 
 
@@ -215,9 +217,11 @@ def _worst(cls: ClassValue, module: ModuleEnv, sites: Sequence[Site]) -> _Readin
 def _could_matter(best: _Reading | None) -> bool:
     if best is None or any(worth_a_look(c) for c in chains(best[1].graph())):
         return True
-    # what stands for activations or sizes is not told: a call may tell
-    kinds = {node.kind for node in best[1].nodes}
-    return not best[1].complete and WEIGHT in kinds and UNKNOWN_KIND in kinds
+    # how many layers there are is not told, and has no default: a call may tell
+    init = best[1].table.objects.find_method(best[2].cls, "__init__")
+    if init is None or len(init.node.args.args) - len(init.node.args.defaults) < 2:
+        return False
+    return any(node.kind == WEIGHT and node.attrs.get("uncertain") for node in best[1].nodes)
 
 
 def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:
@@ -358,6 +362,8 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
         env = Env(module)
         if scope is not None:
             _literal_locals(scope, env, interp)
+            if scope.args.kwarg is not None and not _called_with_keywords(module, scope.name):
+                env.vars[scope.args.kwarg.arg] = {}  # `def small(**kwargs): return Net(**kwargs)`
         try:
             args = tuple(interp.eval(a, env) for a in call.args if not isinstance(a, ast.Starred))
             kwargs = {k.arg: interp.eval(k.value, env) for k in call.keywords if k.arg is not None}
@@ -368,6 +374,10 @@ def _call_sites(cls: ClassValue, module: ModuleEnv) -> Iterator[Site]:
             continue
         named = {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg is not None}
         yield Site(args, kwargs, call.lineno, arguments([ast.unparse(a) for a in call.args], named), hidden)
+
+
+def _called_with_keywords(module: ModuleEnv, function: str) -> bool:
+    return any(call.keywords for _, call in module.calls.get(function, ()))
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:
@@ -420,6 +430,7 @@ def _read_sequentials(module: ModuleEnv, used: set[tuple[int, int]]) -> Iterator
             chains=tuple(chains(graph)),
             uncertain=container.open or not interp.complete,
             initialised=_initialised(container),
+            file=module.path,
         )
 
 

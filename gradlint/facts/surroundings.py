@@ -136,10 +136,22 @@ def _scopes(tree: ast.Module) -> Iterator[list[ast.AST]]:
     yield own
 
 
-def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _in_order(child)
+def _in_order(node: ast.AST) -> list[ast.AST]:
+    """The node and all in it, each ahead of what is inside of it, as the text has them."""
+    found: list[ast.AST] = []
+    todo = [node]
+    while todo:
+        here = todo.pop()
+        found.append(here)
+        inner: list[ast.AST] = []
+        for name in here._fields:
+            value = getattr(here, name, None)
+            if isinstance(value, ast.AST):
+                inner.append(value)
+            elif isinstance(value, list):
+                inner.extend(v for v in value if isinstance(v, ast.AST))
+        todo.extend(reversed(inner))
+    return found
 
 
 def _read_scope(nodes: Sequence[ast.AST], found: Surroundings) -> None:

@@ -12,6 +12,7 @@ from model_meter import ADAM_RATE, ADAM_STEPS, cotangent_loss
 from torch import Tensor, nn
 
 BATCH = 16
+"""Samples in the batch, where the model takes so many: of a few, a unit with ReLU may see none that it lets through."""
 
 
 def symmetry(recipe: build.Recipe, batch: Any, controls: Mapping[str, Any]) -> List[Dict[str, Any]]:
@@ -20,6 +21,15 @@ def symmetry(recipe: build.Recipe, batch: Any, controls: Mapping[str, Any]) -> L
     ``spread`` is how far the gradients of the units lie apart, over the largest; 0 for units that stay the same. None
     where no gradient reaches the weight at all, as in a layer that is not used.
     """
+    if batch is not None:
+        try:
+            return _symmetry(recipe, max(BATCH, batch), controls)
+        except RuntimeError:
+            pass  # the model insists on the batch that the search found
+    return _symmetry(recipe, batch, controls)
+
+
+def _symmetry(recipe: build.Recipe, batch: Any, controls: Mapping[str, Any]) -> List[Dict[str, Any]]:
     model = recipe.build(0)
     constant = {name: p for name, p in model.named_parameters() if _is_constant(p)}
     if not constant:
