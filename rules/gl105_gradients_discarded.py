@@ -256,7 +256,8 @@ def _share(path: Mapping[str, Any], spot: Spot | None, stepped: Spot | None) -> 
                 shares.append(float(f"{float(event['kept']) / given:.4g}"))
             lost -= mine
     if spot is not None and not counted:
-        return 1.0 if shares else None
+        seen = any(e["kind"] == "zero_grad" and spot.holds(e) for e in path.get("events", ()))
+        return 1.0 if shares and seen else None
     return min(shares, default=None)
 
 

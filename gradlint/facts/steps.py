@@ -72,7 +72,8 @@ class StepFacts:
     def spot(self, event: Event) -> dict[str, object]:
         """Where an event happens, as the trace of a replay tells it: its line, and its module if it is another file."""
         own = event.path == next(iter(self.files), event.path)
-        return {"line": event.line, "module": "" if own else self.files[event.path].module}
+        line = event.value.line if event.kind == "zero_grad" and event.value is not None else event.line
+        return {"line": line, "module": "" if own else self.files[event.path].module}
 
     def text(self, path: str) -> str:
         """The text of a file in which events happen."""

@@ -289,7 +289,8 @@ class StepReader:
         """A call whose body cannot be read."""
         last = callee(call, name)
         yield from handed_over(call, frame, name)
-        if isinstance(call.func, ast.Call) and isinstance(call.func.func, ast.Name) and call.func.func.id == "getattr":
+        dynamic = isinstance(call.func, ast.Call) and name is None
+        if dynamic and isinstance(call.func, ast.Call) and spelled(call.func.func) == "getattr":
             yield event_of("unknown", call, frame, doubt="clearing")  # `getattr(callback, event)(self)`
             return
         if any(isinstance(argument, ast.Attribute) and argument.attr == "backward" for argument in call.args):

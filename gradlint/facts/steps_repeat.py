@@ -155,6 +155,8 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     small = turn_of(region, index, frozenset({"step", "zero_grad"}))
     if small is not None and small.loop is not None and (turn is None or turn.loop != small.loop):
         turn = small  # the loop of the step has no backward of its own
+    if turn is None and small is not None and _evaluates_without_backward(small, step):
+        return small
     if turn is None or step.wrapper or not step.object or any(True for _ in turn.events("accumulate")):
         return None
     # What was there ahead of a loop is gone after its first turn.
@@ -180,6 +182,16 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     else:
         apart = "dropped" not in found and turn.loop is not None
     return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
+
+
+def _evaluates_without_backward(turn: Turn, step: Event) -> bool:
+    """Whether a step runs a closure that clears and computes, and nothing in it or around it runs backward."""
+    depth = len(step.frames)
+    inside = [e for _, e in turn.events() if len(e.frames) > depth and e.frames[:depth] == step.frames]
+    kinds = {e.kind for e in inside}
+    if "zero_grad" not in kinds or not kinds & {"compute", "forward"} or step.wrapper:
+        return False
+    return not any(True for _ in turn.region.of_kind("backward")) and not any(e.kind == "unknown" for e in inside)
 
 
 def repeated(steps: StepFacts, turn: Turn, step: Event) -> Event | None:

@@ -110,6 +110,9 @@ def candidate(
     ``place`` may be in a helper of another file: the experiment then starts in this one, where the helper is called.
     """
     frame = frame_in(turn, [place, *others], facts.path)
+    inner = frame
+    if place.path != facts.path and "." in place.frames[-1].qualname and place.frames[-1].path == place.path:
+        frame = in_region(turn.region, [*others, place], facts.path)  # where the object is made that has the method
     if turn.region.trainer:
         edit, help = None, _CLIPS_OF_TRAINERS[turn.region.trainer]
     changed = edit_path or place.path
@@ -135,7 +138,7 @@ def candidate(
             accumulation=accumulation,
             remedy=remedy if edit is None else "",
             watched=steps.spot(place),
-            fallbacks=_inner_frames(place, others, frame, facts.path),
+            fallbacks=_inner_frames(place, others, frame, facts.path) or _other(inner, frame),
             edit_path=changed,
             iterators=iterators,
         ),
@@ -153,14 +156,18 @@ def candidate(
 
 def _reported(turn: Turn, place: Event, path: str) -> tuple[str, Location]:
     """Where to tell of an event: a helper of another file that does nothing else is right, and its call is not."""
-    if place.path == path or len(place.frames) < 2:
+    if len(place.frames) < 2 or place.path == place.frames[-2].path:
         return place.path, place.location
     outer, helper = place.frames[-2], place.frames[-1]
     inside = [e for _, e in turn.region.events if e.frames[: len(place.frames)] == place.frames]
     alone = [e for e in inside if e.kind not in _PASSIVE]
-    if outer.path != path or helper.call is None or any(e.location != place.location for e in alone):
+    if helper.call is None or any(e.location != place.location for e in alone):
         return place.path, place.location
-    return path, helper.call
+    return outer.path, helper.call
+
+
+def _other(inner: Frame, frame: Frame) -> tuple[str, ...]:
+    return (inner.qualname,) if inner.qualname and inner.qualname != frame.qualname else ()
 
 
 def _inner_frames(place: Event, others: Sequence[Event], outer: Frame, path: str) -> tuple[str, ...]:

@@ -115,7 +115,12 @@ class Scopes:
         return None
 
     def dotted(self, expr: ast.expr, scope: Scope) -> str | None:
-        """The imported thing an expression means, ``torch.nn.utils.clip_grad_norm_``; None if it is not imported."""
+        """The imported thing an expression means, ``torch.nn.utils.clip_grad_norm_``; None if it is not imported.
+
+        ``getattr(torch.optim, name)`` is some optimizer of PyTorch.
+        """
+        if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and expr.func.id == "getattr" and expr.args:
+            return "torch.optim.Optimizer" if self.dotted(expr.args[0], scope) == "torch.optim" else None
         name = self.names.qualified(expr, self.names.scope(scope.node))
         return None if name is None or name.startswith((f"{_HERE}.", "builtins.")) else name
 

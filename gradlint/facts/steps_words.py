@@ -65,8 +65,8 @@ COMPUTING = word_set(
 BOOKKEEPING = word_set(
     """prepare set get log logger print save load checkpoint device adjust lr rate schedule scheduler warmup decay init
     initialize build create make is has check format write plot show dump state restore resume reset freeze unfreeze
-    toggle requires summary summarize display visualize report broadcast reduce gather barrier synchronize wait seed
-    time timer tic toc start stop"""
+    toggle untoggle requires summary summarize display visualize report broadcast reduce gather barrier synchronize wait
+    seed time timer tic toc start stop"""
 )
 """In the name of a call that cannot be read: it trains nothing, whatever it is given."""
 GRADIENTS = word_set("grad grads gradient gradients")

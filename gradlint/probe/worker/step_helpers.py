@@ -50,7 +50,7 @@ class Helpers:
             "_gl_cast": self._cast,
             "_gl_named": _named,
             "_gl_counter": _counter,
-            "_gl_gradient": _gradient,
+            "_gl_gradient": self._gradient,
             "_gl_defined": self._defined,
             "_gl_manager": _Manager,
             "_gl_grads_changed": self._grads_changed,
@@ -61,6 +61,7 @@ class Helpers:
             "range": self._range,
             "print": _nothing,
             "input": lambda *_: "",
+            "getattr": self._getattr,
             "open": lambda *_, **__: Ghost("file"),
             "exit": sys.exit,
             "quit": sys.exit,
@@ -83,6 +84,13 @@ class Helpers:
 
     def _defined(self, function: Any) -> None:
         self.world.captured = function
+
+    def _getattr(self, owner: Any, name: Any, *default: Any) -> Any:
+        """``getattr(torch.optim, args.optimizer)`` of an unknown name is some optimizer."""
+        if owner is torch.optim and isinstance(name, Ghost):
+            self.world.assumed.setdefault(name.gl_name, "SGD")
+            return torch.optim.SGD
+        return getattr(owner, name, *default)
 
     def _module_of(self, frame: FrameType) -> str:
         return self.recorder.files.get(frame.f_code.co_filename, self.recorder.entry)
@@ -149,6 +157,19 @@ class Helpers:
             name = f"{value.gl_name} is {'not ' if negated else ''}{wanted}"
             return _renamed(value, name, value.gl_negated is not opposite)
         return (value is not wanted) if negated else (value is wanted)
+
+    def _gradient(self, owner: Any, value: Any) -> Any:
+        """What a program may assign to ``owner.grad``: of an unknown value a tensor that is as large as the owner."""
+        if not isinstance(owner, torch.Tensor):
+            return value
+        if isinstance(value, Ghost):
+            return cotangent(owner.detach())
+        frame, remedy = sys._getframe(1), self.recorder.remedy
+        module = self._module_of(frame)
+        here = "" if module == self.recorder.entry else module
+        if value is None and remedy is not None and remedy.clears_at(frame.f_lineno, here):
+            return owner.grad  # the assignment is passed over
+        return value
 
     def _is(self, left: Any, right: Any, negated: bool) -> Any:
         """``x is y``: of two unknowns, or of two stand-ins (``policy is value``), not known either."""
@@ -261,13 +282,6 @@ def _named(value: Any, name: str) -> Any:
 def _counter(value: Any) -> Any:
     """What a counter begins with: 0 where that is not known."""
     return 0 if type(value) is Ghost else value
-
-
-def _gradient(owner: Any, value: Any) -> Any:
-    """What a program may assign to ``owner.grad``: of an unknown value a tensor that is as large as the owner."""
-    if isinstance(owner, torch.Tensor) and isinstance(value, Ghost):
-        return cotangent(owner.detach())
-    return value
 
 
 def _lookup(path: str, frame: FrameType) -> Any:

@@ -37,6 +37,10 @@ class Remedy:
         kind = "clip" if self.kind == CLIP else "zero_grad"
         return event["kind"] == kind and int(event["line"]) == self.line and event.get("module", "") == self.module
 
+    def clears_at(self, line: int, module: str) -> bool:
+        """Whether a gradient that is set to None on a line is to be kept."""
+        return self.kind == CLEAR and (line, module) == (self.line, self.module)
+
 
 def read(body: Optional[Mapping[str, Any]]) -> Optional[Remedy]:
     """The remedy that a request asks for."""
