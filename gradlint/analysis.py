@@ -159,9 +159,11 @@ class Analyst:
         deep = [m for m in models if any(worth_a_look(c) for c in m.chains)]
         if not deep and _INITIALISES.search(file.text) is None:
             return models
+        around = read_surroundings(file.tree)
         makers = frozenset(m.qualname for m in deep if m.kind != "variable")
+        makers |= frozenset(outer for maker in makers for outer in around.outer(maker))
         project = read_project(self.index, file, makers, self._surroundings) if makers else None
-        return placed(models, read_surroundings(file.tree), project, self.project.module(file))
+        return placed(models, around, project, self.project.module(file))
 
     def _candidates(self, facts: FileFacts, crashes: list[Crash]) -> Sequence[Candidate]:
         found: list[Candidate] = []

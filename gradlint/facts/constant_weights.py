@@ -42,15 +42,25 @@ def _feeding(graph: LayerGraph) -> Iterator[Node]:
     for node in graph.nodes:
         for i in node.inputs:
             users.setdefault(i, []).append(node)
+    made = _made_by_weights(graph)
     for node in graph.nodes:
         if node.kind != WEIGHT or node.init not in CONSTANT or node.fan_out == 1:
             continue
         here = node
         while len(users.get(here.id, ())) == 1:
             here = users[here.id][0]
-            if len(here.inputs) != 1:
+            if sum(i in made for i in here.inputs) != 1:
                 break
             if here.kind == WEIGHT:
                 if here.init in CONSTANT:
                     yield node
                 break
+
+
+def _made_by_weights(graph: LayerGraph) -> set[int]:
+    """The nodes that some weight layer leads to: what else comes in is an input (an adjacency, a mask)."""
+    made: set[int] = set()
+    for node in graph.nodes:
+        if node.kind == WEIGHT or any(i in made for i in node.inputs):
+            made.add(node.id)
+    return made

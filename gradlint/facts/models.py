@@ -381,21 +381,31 @@ def _called_with_keywords(module: ModuleEnv, function: str) -> bool:
 
 
 def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:
+    """The locals of a function, as far as its defaults and its own statements tell them literally."""
     defaults = scope.args.defaults
     names = [a.arg for a in scope.args.args]
     for a in scope.args.args:
         env.vars[a.arg] = interp.from_annotation(a.annotation, Env(env.module)) if a.annotation else UNKNOWN
     for name, default in zip(names[len(names) - len(defaults) :], defaults, strict=True):
-        if isinstance(default, ast.Constant):
-            env.vars[name] = default.value
-    for node in scope.body:
+        if _is_plain(default):
+            env.vars[name] = interp.eval(default, env)
+    _assign_locals(scope.body, env, interp)
+
+
+def _assign_locals(body: Sequence[ast.stmt], env: Env, interp: Interp) -> None:
+    for node in body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            value = node.value
-            plain = all(
-                isinstance(n, (ast.Constant, ast.List, ast.Tuple, ast.Load, ast.BinOp, ast.operator, ast.Dict))
-                for n in ast.walk(value)
-            )
-            env.vars[node.targets[0].id] = interp.eval(value, env) if plain else UNKNOWN
+            env.vars[node.targets[0].id] = interp.eval(node.value, env) if _is_plain(node.value) else UNKNOWN
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Compare):
+            left, right = node.test.left, node.test.comparators[0]
+            absent = isinstance(node.test.ops[0], ast.Is) and isinstance(right, ast.Constant) and right.value is None
+            if absent and isinstance(left, ast.Name) and env.vars.get(left.id, UNKNOWN) is None:
+                _assign_locals(node.body, env, interp)  # `if layers is None: layers = [2] + 8 * [20] + [1]`
+
+
+def _is_plain(value: ast.expr) -> bool:
+    kinds = (ast.Constant, ast.List, ast.Tuple, ast.Load, ast.BinOp, ast.operator, ast.Dict)
+    return all(isinstance(n, kinds) for n in ast.walk(value))
 
 
 def _read_sequentials(module: ModuleEnv, used: set[tuple[int, int]]) -> Iterator[ModelFacts]:

@@ -40,6 +40,19 @@ class Surroundings:
     """All functions of the file."""
     methods: dict[str, frozenset[str]] = field(default_factory=dict)
     """The methods of each class of the file that write weights."""
+    held: dict[str, frozenset[str]] = field(default_factory=dict)
+    """For each class of the file, what its body calls by name: the modules that it holds are among them."""
+
+    def outer(self, name: str) -> frozenset[str]:
+        """The classes of the file that hold one, directly or through others."""
+        found: set[str] = set()
+        work = [name]
+        while work:
+            inner = work.pop()
+            new = {cls for cls, held in self.held.items() if inner in held} - found - {name}
+            found |= new
+            work.extend(new)
+        return frozenset(found)
 
 
 def read_surroundings(tree: ast.Module) -> Surroundings:
@@ -51,6 +64,8 @@ def read_surroundings(tree: ast.Module) -> Surroundings:
             methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and m.name not in _BUILDING]
             wrote = {m.name for m in methods if any(_initialising(n) for n in _in_order(m))}
             found.methods[node.name] = frozenset(wrote)
+            called = (n.func for n in _in_order(node) if isinstance(n, ast.Call))
+            found.held[node.name] = frozenset(func.id for func in called if isinstance(func, ast.Name))
     for scope in _scopes(tree):
         _read_scope(scope, found)
     return found
@@ -112,13 +127,20 @@ def placed(
         maker = model.qualname
         families = around.optimizers.get(maker) or around.families or other.optimizers.get(maker) or set()
         optimizer: Optimizer = next(iter(families)) if len(families) == 1 else "none"
-        done = sorted(around.initialised.get(maker, ()), key=lambda i: i.function)
+        outer = around.outer(maker)
+        done = sorted(
+            {
+                *around.initialised.get(maker, ()),
+                *(i if i.how == "apply" else _UNNAMED for cls in outer for i in around.initialised.get(cls, ())),
+            },
+            key=lambda i: i.function,
+        )
         read = with_initialisers(module, model, done) if module is not None and done else None if done else model
         out.append(
             replace(
                 read or model,
                 optimizer=optimizer,
-                initialised_elsewhere=bool(other.initialised.get(maker)) or read is None,
+                initialised_elsewhere=any(other.initialised.get(cls) for cls in (maker, *outer)) or read is None,
                 derivatives_taken=around.derivatives_taken,
             )
         )
@@ -274,6 +296,12 @@ def _read_loads(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroun
         if node.func.attr == "backward":
             trained = True
         owner = _dotted(node.func.value)
+        given = node.args[0] if node.args else None
+        copied = isinstance(given, ast.Call) and _short(given.func) == "state_dict"
+        if copied and isinstance(given, ast.Call) and isinstance(given.func, ast.Attribute):
+            source = makers.get(_dotted(given.func.value) or "")
+            if source is not None and source == makers.get(owner or ""):
+                continue  # a target network starts as a copy of its twin
         if node.func.attr in _LOADING_METHODS and owner in makers and not trained and id(node) not in conditional:
             found.initialised.setdefault(makers[owner], set()).add(_UNNAMED)
 

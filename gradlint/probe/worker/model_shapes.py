@@ -181,6 +181,9 @@ def options_for(parameter: inspect.Parameter, model: nn.Module, sizes: Mapping[s
         return _unique([image, *shapes])
     if low in ("edge_index", "edges"):
         return [Arg(name, (2, LENGTH), "int", BATCH, fixed=True)]
+    own = _own_size(low, sizes)
+    if own is not None and not isinstance(first_layer(model), nn.modules.conv._ConvNd):
+        return _unique([Arg(name, (BATCH, own)), Arg(name, (BATCH, length_of(sizes), own)), *shapes])
     if "int" in text.split(".")[-1] and "tensor" not in text:
         return [Arg(name, kind="value", value=1, fixed=True)]
     if "bool" in text and "tensor" not in text:
@@ -190,6 +193,21 @@ def options_for(parameter: inspect.Parameter, model: nn.Module, sizes: Mapping[s
     if "list" in text and main:
         return [Arg(name, (BATCH, c, h, w), "list"), *shapes]
     return shapes if not main or not isinstance(first_layer(model), nn.Embedding) else _unique([*ids, *shapes])
+
+
+_SHORT = {"s": "state", "a": "action", "o": "obs", "z": "latent", "c": "cond"}
+
+
+def _own_size(name: str, sizes: Mapping[str, Any]) -> Optional[int]:
+    """The constructor's argument that gives the width of an input by its name: ``obs_dim`` of ``obs``."""
+    names = {name, _SHORT.get(name, name)}
+    for size, value in sizes.items():
+        match = re.fullmatch(r"(?:n_|num_|d_|dim_)?([a-z0-9_]+?)_?(dims?|sizes?|features|feats|d)", size.lower())
+        if match is None or isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            continue
+        if any(len(n) > 1 and (n.startswith(match[1]) or match[1].startswith(n)) for n in names):
+            return value
+    return None
 
 
 def _has_lookup(model: nn.Module) -> bool:
