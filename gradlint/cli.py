@@ -81,6 +81,24 @@ def check(paths: tuple[str, ...], **options: Any) -> NoReturn:
 
 
 @cli.command()
+@click.argument("target", metavar="FILE.py:MODEL")
+@click.option("--input", "inputs", multiple=True, metavar="32,3,64,64", help="Shape of an input; once for each.")
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the constructor.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="Form of the report.")
+@click.option("--probe-timeout", type=click.FloatRange(0, min_open=True), help="CPU seconds.  [5]")
+@click.option("--python", metavar="PATH", help="The Python with torch that runs the experiment.")
+@click.option("--trust-project", is_flag=True, help="Let the project name an interpreter.")
+def probe(target: str, **options: Any) -> NoReturn:
+    """Show the gradient profile of one model, layer by layer.
+
+    MODEL is a class, a function that returns a model, or a variable of the file. Exit status: 0 measured, 2 not.
+    """
+    from gradlint.profile import Request, profile
+
+    sys.exit(profile(Request(target=target, **options)))
+
+
+@cli.command()
 @click.argument("code")
 def explain(code: str) -> None:
     """Show the page of a rule, by its code or name."""

@@ -149,9 +149,13 @@ def _probe(analyses: Sequence[Analysis], settings: Settings, progress: Progress)
     """Run every distinct request once."""
     if not settings.probe:
         return _Probing(ProbeInfo(False, reason="probe-off"))
-    requests = _merged(p for a in analyses for p in a.prepared if isinstance(p, Prepared))
     if not any(a.candidates for a in analyses):
         return _Probing(ProbeInfo(True))
+    return experiments(_merged(p for a in analyses for p in a.prepared if isinstance(p, Prepared)), settings, progress)
+
+
+def experiments(requests: Sequence[Prepared], settings: Settings, progress: Progress) -> _Probing:
+    """Run the requests, confined, under the interpreter that the settings choose."""
     choice = choose_python(settings.python, settings.venv_python, os.environ)
     if choice.path is None:
         notes = [NO_TORCH_NOTE]

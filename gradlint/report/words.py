@@ -149,3 +149,8 @@ def _plain_line(judgement: Judgement) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in values.items() if value is not None)
+
+
+def remedy_name(remedy: str) -> str:
+    """A remedy for a chain, in words."""
+    return _REMEDIES.get(remedy, remedy)

@@ -147,6 +147,9 @@ class _Finder:
                 from_calls.append(plan)
             elif plan is not None:
                 yield plan
+        if self.body.get("only_calls"):
+            yield from from_calls
+            return
         guessed = self._guessed(target)
         if guessed is not None and not guessed.guessed:
             yield guessed

@@ -15,6 +15,7 @@ from layergraph import SIGMOID_LIKE, TRANSPARENT, Chain, LayerGraph, Node, chain
 from model_inputs import Seen, observe, with_side
 from model_meter import Bench, Remedy, cotangent_loss, measure
 from model_missing import Missing
+from model_profile import layers_of, profile, single
 from model_scale import is_large, oversized
 from model_symmetry import symmetry
 from model_weights import default_std_ratio, init_of, is_default
@@ -113,6 +114,12 @@ class _Experiment:
             "input_shapes": self.recipe.inputs.shapes(batch),
             "chains": [],
         }
+        if "profile" in self.body.get("measures", ()):
+            layers = layers_of(trace.graph)
+            size, seeds = self._plan(trace, batch)
+            bench = self._bench(trace, single(layers), size, keep=seeds == 1)
+            answer["profile"] = profile(bench, layers, range(seeds))
+            answer["profile_seeds"] = seeds
         if "symmetry" in self.body.get("measures", ()):
             answer["symmetry"] = symmetry(self.recipe, batch, self.body.get("controls") or {})
         if found:

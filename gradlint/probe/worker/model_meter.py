@@ -222,15 +222,15 @@ class Bench:
         elif self.keep and not steps:
             self.kept[seed] = model
         args, kwargs = self.inputs(seed, double)
-        meter = self._meter(seed, remedy)
+        meter = self.meter(seed, remedy)
         optimizer: Optional[torch.optim.Optimizer] = None
         for _ in range(steps):
-            loss = self._loss(model, args, kwargs, meter, seed)
+            loss = self.loss(model, args, kwargs, meter, seed)
             optimizer = optimizer or torch.optim.Adam(_trainable(model, meter), lr=ADAM_RATE)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        loss = self._loss(model, args, kwargs, meter, seed)
+        loss = self.loss(model, args, kwargs, meter, seed)
         ends = sorted(meter.weights)
         meter.deltas.clear()
         found = torch.autograd.grad(loss, [meter.weights[c] for c in ends], allow_unused=True)
@@ -239,14 +239,16 @@ class Bench:
             return meter.read({})
         return meter.read({c: norm(g) if g is not None else 0.0 for c, g in zip(ends, found)})
 
-    def _meter(self, seed: int, remedy: Optional[Remedy]) -> Meter:
+    def meter(self, seed: int, remedy: Optional[Remedy]) -> Meter:
+        """What reads one run."""
         generator = torch.Generator().manual_seed(seed + 1000)
         remedy = None if self.controls.get("identity_remedies") else remedy
         linear = self.controls.get("stub") == "activation"
         silent = self.controls.get("stub") == "layer"
         return Meter(self.chains, remedy, generator, linear_activations=linear, silent_layers=silent)
 
-    def _loss(self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int) -> Tensor:
+    def loss(self, model: nn.Module, args: List[Any], kwargs: Dict[str, Any], meter: Meter, seed: int) -> Tensor:
+        """The forward of one run, and a random cotangent of its outputs."""
         seed_all(seed + 2000)  # dropout
         tracer = Tracer(model, {}, meter)
         _, outputs = tracer.trace(args, kwargs)
