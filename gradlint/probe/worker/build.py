@@ -43,6 +43,8 @@ OUTER_FORWARDS = 25
 ATTEMPT_SECONDS = 2.5
 """CPU time for one attempt, building and searching: a guess that leads to something huge must leave time for others."""
 
+_LOADED = re.compile(r"pre_?trained|weights|checkpoint|ckpt|state_dict")
+_WIDE = re.compile(r"channel|planes|dim|width|features|filters|ch$|^c$|^in_|^n$")
 HINT = "add `# gradlint: input=(32, 10)` or a call with literal arguments"
 
 
@@ -60,6 +62,8 @@ class Plan:
     overrides: Dict[str, Any] = field(default_factory=dict)
     called_with: Optional[Callable[[], Tuple[List[Any], Dict[str, Any]]]] = None
     """What the project calls the model with, where it says so."""
+    open: bool = False
+    """Whether the constructor takes ``**kwargs``."""
     inside: Optional[Tuple[type, Plan]] = None
     """The class to take out of the surrounding model that the other plan builds."""
 
@@ -67,7 +71,7 @@ class Plan:
         """The same plan with another value for one guessed argument."""
         overrides = {**self.overrides, name: value}
         sizes = {**self.sizes, name: value}
-        return Plan(self.make, self.text, sizes, self.guessed, self.notes, overrides, self.called_with)
+        return Plan(self.make, self.text, sizes, self.guessed, self.notes, overrides, self.called_with, self.open)
 
     def without(self, name: str) -> Plan:
         """The same plan without one guessed argument."""
@@ -223,6 +227,7 @@ class _Finder:
 
     def _fill(self, signature: inspect.Signature, known: Mapping[str, Any], plan: Plan, depth: int = 0) -> None:
         """Guess what is required and not known. Raises :class:`NoGuess`."""
+        plan.open = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         for p in signature.parameters.values():
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
@@ -352,6 +357,19 @@ class _Finder:
 
     def _repairs(self, plan: Plan, error: BaseException) -> Iterator[Plan]:
         """Plans with another value for a guessed or missing argument that the failing lines speak of."""
+        text = str(error)
+        if isinstance(error, OSError):  # it looks for weights on disk or in the net: begin with random ones
+            for name, value in plan.sizes.items():
+                if _LOADED.search(name.lower()) and value and not callable(value):
+                    yield plan.with_override(name, False if isinstance(value, bool) else None)
+        if "at least 1 at dimension 0" in text or re.search(
+            r"(size|shape) \[0,", text
+        ):  # 3 channels by a reduction of 16
+            for name, value in plan.guessed.items():
+                if isinstance(value, int) and not isinstance(value, bool) and 1 < value < 64 and _WIDE.search(name):
+                    yield plan.with_override(name, 64)
+        for name in re.findall(r"`(\w+)`", text):  # "`depth` must be passed in"
+            yield from self._asked_by_name(plan, name)
         twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
         if twice and twice[1] in plan.guessed:  # the constructor passes it on itself
             yield plan.without(twice[1])
@@ -361,6 +379,20 @@ class _Finder:
                 continue  # one repair per argument
             for value in alternatives(name, candidates[name], error)[:2]:
                 yield plan.with_override(name, value)
+
+    def _asked_by_name(self, plan: Plan, name: str) -> Iterator[Plan]:
+        """Plans that pass ``name`` too, where the constructor, or that of a part, takes ``**kwargs``."""
+        notes: Dict[str, Any] = {}
+        try:
+            value = guess(name, inspect.Parameter.empty, notes)
+        except NoGuess:
+            return
+        plan.notes.update(notes)
+        if plan.open and name not in plan.sizes:
+            yield plan.with_override(name, value)
+        for argument, part in {**plan.guessed, **plan.overrides}.items():
+            if isinstance(part, _Part) and part.plan.open and name not in part.plan.sizes:
+                yield plan.with_override(argument, _Part(part.plan.with_override(name, value)))
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, ProbeError):

@@ -121,6 +121,8 @@ def call_by_name(target: Any, signature: inspect.Signature, values: Mapping[str,
             args.append(value)
         else:
             kwargs[p.name] = value
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        kwargs.update({k: v for k, v in values.items() if k not in signature.parameters})
     return target(*args, **kwargs)
 
 

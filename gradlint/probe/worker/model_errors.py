@@ -22,6 +22,8 @@ Spec = Tuple[Arg, ...]
 
 _LARGER = (64, 128, 224, 256)
 """Sizes of images to try where the first one was too small for the layers."""
+_COUNT = 16
+"""A length that a forward is given as a number."""
 _ROUND = (28, 32, 48, 64, 84, 96, 112, 128, 160, 224, 256)
 
 
@@ -36,6 +38,10 @@ def asked_for(spec: Spec, error: BaseException, model: nn.Module, sizes: Mapping
                 if arg.shape and not arg.fixed:
                     for better in rule(arg, match, context):
                         yield (*spec[:i], better, *spec[i + 1 :])
+    if isinstance(error, TypeError) and re.search(
+        r"(arange|range|zeros|ones)\(\)( received|:)|interpreted as an integer", text
+    ):
+        yield tuple(replace(a, shape=(), kind="value", value=_COUNT, fixed=True) for a in spec)  # numbers, not tensors
     if isinstance(error, AssertionError):
         yield from _from_assert(spec, error)
     if isinstance(error, (TypeError, AttributeError, AssertionError)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Iterator, List, Mapping, Optional, Tuple
@@ -181,6 +182,8 @@ def options_for(parameter: inspect.Parameter, model: nn.Module, sizes: Mapping[s
         return _unique([image, *shapes])
     if low in ("edge_index", "edges"):
         return [Arg(name, (2, LENGTH), "int", BATCH, fixed=True)]
+    if low in ("h", "w", "height", "width") and not main and "tensor" not in text:
+        return [Arg(name, kind="value", value=math.isqrt(length_of(sizes)), fixed=True), *shapes]
     own = _own_size(low, sizes)
     if own is not None and not isinstance(first_layer(model), nn.modules.conv._ConvNd):
         return _unique([Arg(name, (BATCH, own)), Arg(name, (BATCH, length_of(sizes), own)), *shapes])
