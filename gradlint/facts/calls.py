@@ -142,6 +142,9 @@ class CallTable:
             return Partial(args[0], tuple(args[1:]), kwargs)
         if name in ("collections.OrderedDict", "typing.OrderedDict"):
             return self.builtins.builtin("dict", args, kwargs, node, env)
+        if name == "dataclasses.field":
+            factory = kwargs.get("default_factory")
+            return self.call(factory, [], {}, node, env) if factory is not None else kwargs.get("default", UNKNOWN)
         if name in ("copy.deepcopy", "copy.copy") and args:
             return self._copy(args[0])
         if name == "itertools.chain":

@@ -221,7 +221,8 @@ def _could_matter(best: _Reading | None) -> bool:
     init = best[1].table.objects.find_method(best[2].cls, "__init__")
     if init is None or len(init.node.args.args) - len(init.node.args.defaults) < 2:
         return False
-    return any(node.kind == WEIGHT and node.attrs.get("uncertain") for node in best[1].nodes)
+    open_ended = any(node.kind == WEIGHT and node.attrs.get("uncertain") for node in best[1].nodes)
+    return open_ended or (not best[1].complete and any(isinstance(n, ast.For) for n in ast.walk(init.node)))
 
 
 def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:
@@ -387,8 +388,8 @@ def _literal_locals(scope: ast.FunctionDef, env: Env, interp: Interp) -> None:
     for a in scope.args.args:
         env.vars[a.arg] = interp.from_annotation(a.annotation, Env(env.module)) if a.annotation else UNKNOWN
     for name, default in zip(names[len(names) - len(defaults) :], defaults, strict=True):
-        if _is_plain(default):
-            env.vars[name] = interp.eval(default, env)
+        if _is_plain(default) or isinstance(default, (ast.Name, ast.Attribute)):
+            env.vars[name] = interp.eval(default, Env(env.module))
     _assign_locals(scope.body, env, interp)
 
 

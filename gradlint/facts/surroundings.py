@@ -74,9 +74,40 @@ def read_surroundings(tree: ast.Module) -> Surroundings:
 def read_project(
     index: ProjectIndex, file: SourceFile, makers: frozenset[str], seen: dict[str, Surroundings]
 ) -> Surroundings:
-    """What the other files of the project say of the objects that ``makers`` make. ``seen`` keeps what was read."""
+    """What the other files of the project say of the objects that ``makers`` make. ``seen`` keeps what was read.
+
+    What is done to a model of another file reaches the makers that it holds, directly or through others.
+    """
     found = Surroundings()
-    words = re.compile(b"|".join(rb"\b%s\s*\(" % m.encode() for m in sorted(makers)))
+    homes = dict.fromkeys(makers, file.real)
+    roots = {maker: frozenset({maker}) for maker in makers}
+    frontier = makers
+    for _ in range(MAX_HOLDERS):
+        holders: set[str] = set()
+        for real, around in _mentioning(index, file, frontier, seen):
+            other = index.parse(real)
+            ours = [name for name in sorted(frontier) if other is not None and _is_from(index, other, name, homes)]
+            for name in ours:
+                _note(found, roots[name], around, name)
+                for outer in around.outer(name) - homes.keys():
+                    homes[outer], roots[outer] = real, roots[name]
+                    holders.add(outer)
+                    _note(found, roots[outer], around, outer)
+        if not holders:
+            break
+        frontier = frozenset(holders)
+    return found
+
+
+MAX_HOLDERS = 3
+"""How far outwards the models that hold a model are followed through the project's files."""
+
+
+def _mentioning(
+    index: ProjectIndex, file: SourceFile, names: frozenset[str], seen: dict[str, Surroundings]
+) -> Iterator[tuple[str, Surroundings]]:
+    """The other files that may call one of the names."""
+    words = re.compile(b"|".join(rb"\b%s\s*\(" % name.encode() for name in sorted(names)))
     for real in index.files(file.real)[:MAX_FILES]:
         data = index.data(real) if real != file.real and real.endswith(".py") else None
         if data is None or b"torch" not in data or words.search(data) is None:
@@ -84,30 +115,22 @@ def read_project(
         if real not in seen:
             other = index.parse(real)
             seen[real] = read_surroundings(other.tree) if other is not None else Surroundings()
-        around = _about(index, real, file, seen[real], makers)
-        for maker, families in around.optimizers.items():
-            found.optimizers.setdefault(maker, set()).update(families)
-        for maker in around.initialised:
-            found.initialised.setdefault(maker, set()).add(_UNNAMED)  # its functions are not this file's
-    return found
+        yield real, seen[real]
 
 
-def _about(
-    index: ProjectIndex, real: str, file: SourceFile, around: Surroundings, makers: frozenset[str]
-) -> Surroundings:
-    """What ``around`` says of the makers that its file has from ``file``: another class may have the same name."""
-    other = index.parse(real)
-    if other is None:
-        return Surroundings()
+def _is_from(index: ProjectIndex, other: SourceFile, name: str, homes: dict[str, str]) -> bool:
+    """Whether a name means in a file what it means at its home: another class may have the same name."""
+    found = index.definition(other, name)
+    return found is not None and found[0].real == homes[name]
 
-    def is_ours(name: str) -> bool:
-        found = index.definition(other, name)
-        return name in makers and found is not None and found[0].real == file.real
 
-    return Surroundings(
-        optimizers={name: families for name, families in around.optimizers.items() if is_ours(name)},
-        initialised={name: how for name, how in around.initialised.items() if is_ours(name)},
-    )
+def _note(found: Surroundings, makers: frozenset[str], around: Surroundings, name: str) -> None:
+    """Pass on what is said of ``name`` to the makers it stands for; functions that initialise are not followed."""
+    for maker in makers:
+        if name in makers and around.optimizers.get(name):
+            found.optimizers.setdefault(maker, set()).update(around.optimizers[name])
+        if around.initialised.get(name):
+            found.initialised.setdefault(maker, set()).add(_UNNAMED)
 
 
 def placed(
@@ -266,6 +289,9 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
     if short == "apply" and owner in makers:
         named = node.args[0].id if node.args and isinstance(node.args[0], ast.Name) else ""
         found.initialised.setdefault(makers[owner], set()).add(Initialiser(named, "apply"))
+    whole = _held_by(owner, makers)
+    if whole is not None and (short in _WHOLE or short in _LOADING_METHODS):
+        found.initialised.setdefault(makers[whole], set()).add(_UNNAMED)  # `model.trunk.apply(f)`: a part of it
     if owner in makers and short in found.methods.get(makers[owner], frozenset()) and not (node.args or node.keywords):
         found.initialised.setdefault(makers[owner], set()).add(Initialiser(short, "method"))
     named_so = any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper()
@@ -273,17 +299,31 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
         # A function of another file gets the new model: what it gives back may have other weights.
         for arg in node.args:
             if isinstance(arg, ast.Call) and (given := _maker(arg, {})) is not None and given[:1].isupper():
-                found.initialised.setdefault(given, set()).add(_UNNAMED)
+                alone = len(node.args) == 1 and not node.keywords
+                found.initialised.setdefault(given, set()).add(Initialiser(short) if alone else _UNNAMED)
     if short in found.writing or named_so:
         for arg in node.args:
             if (made := _maker(arg, makers)) is not None and isinstance(arg, ast.Call):
-                found.initialised.setdefault(made, set()).add(_UNNAMED)
+                alone = isinstance(node.func, ast.Name) and len(node.args) == 1 and not node.keywords
+                found.initialised.setdefault(made, set()).add(Initialiser(short) if alone else _UNNAMED)
             for part in ast.walk(arg):
                 name = _dotted(part)
                 if name in makers:
                     known = isinstance(node.func, ast.Name) and part is arg and len(node.args) == 1
                     initialiser = Initialiser(short) if known else _UNNAMED
                     found.initialised.setdefault(makers[name], set()).add(initialiser)
+
+
+_WHOLE = frozenset({"apply", "init_weights", "reset_parameters", "_init_weights"})
+
+
+def _held_by(owner: str | None, makers: dict[str, str]) -> str | None:
+    """The name of the model that an attribute chain begins with: ``model`` of ``model.trunk``."""
+    while owner and "." in owner:
+        owner = owner.rpartition(".")[0]
+        if owner in makers:
+            return owner
+    return None
 
 
 def _read_loads(nodes: Sequence[ast.AST], makers: dict[str, str], found: Surroundings) -> None:

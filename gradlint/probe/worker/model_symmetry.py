@@ -72,7 +72,7 @@ def _described(name: str, value: float, gradient: Optional[Tensor], owners: Mapp
     dims = [0]
     if isinstance(owner, nn.modules.conv._ConvTransposeNd):
         dims = [1]
-    elif leaf != "weight" and gradient.dim() == 2:
+    elif gradient.dim() == 2 and not type(owner).__module__.startswith("torch.nn"):
         dims = [0, 1]  # a matrix made by hand may stand on either side of a product
     spread = min(_spread(gradient.transpose(0, d)) for d in dims)
     return {**answer, "gradient": largest, "spread": spread / largest if largest else 0.0}
