@@ -112,7 +112,11 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event) -> C
             related=[(first, "the gradients are used here")],
             told={"again": True},
         )
-    if backward:
+    if backward and _another_begins(turn, step):
+        why = "no backward runs between its clearing and it"
+        help = f"call backward() on the loss of {step.object} ahead of {step.name}()"
+        backward = []
+    elif backward:
         why = f"{backward[0].name}() ({where(backward[0], facts.path)}) comes only after it"
         help = f"call {backward[0].name}() ahead of {step.name}()"
     else:
@@ -129,6 +133,14 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event) -> C
         help,
         related=[(e, "the gradients are computed here") for e in backward[:1]],
     )
+
+
+def _another_begins(turn: Turn, step: Event) -> bool:
+    """Whether another optimizer is cleared behind a step, ahead of any backward: the backward is not for this one."""
+    at = next(k for k, e in turn.events("step") if e == step)
+    first = min((k for k, _ in turn.events("backward") if k > at), default=None)
+    cleared = [k for k, e in turn.events("zero_grad") if k > at and e.object != step.object]
+    return first is not None and bool(cleared) and cleared[0] < first
 
 
 def _mistaken(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event, idle: str) -> Candidate:

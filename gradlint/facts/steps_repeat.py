@@ -30,17 +30,36 @@ def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
 
 
 def called_again_and_again(steps: StepFacts, turn: Turn, index: int) -> bool:
-    """Whether a function without a loop is one iteration of a loop elsewhere: it clears another optimizer ahead of
-    stepping that one, and nothing in the file clears the optimizer of the step at ``index``."""
+    """Whether a function without a loop is one iteration of a loop elsewhere, and nothing in the file clears the
+    optimizer of the step at ``index``: it clears another optimizer ahead of stepping that one, or it is a method that
+    steps an optimizer which its object keeps.
+    """
     if not turn.region.qualname:
         return False
     step = next(e for k, e in turn.events("step") if k == index)
     cleared = [e for _, e in turn.events("zero_grad")]
     others = [e for _, e in turn.events("step") if e.object != step.object]
-    if not any(steps.related(clear, other) is True for clear in cleared for other in others):
+    beside = any(steps.related(clear, other) is True for clear in cleared for other in others)
+    if not beside and not _kept_in_the_object(steps, turn, step):
         return False
     everywhere = [e for region in steps.regions for _, e in region.of_kind("zero_grad")]
     return all(steps.related(clear, step) is False or apart(steps, clear, step) for clear in everywhere)
+
+
+def _kept_in_the_object(steps: StepFacts, turn: Turn, step: Event) -> bool:
+    """Whether a method steps an optimizer that ``__init__`` made, in a file that never clears a gradient at all."""
+    objects = steps.objects
+    if objects is None or not step.object.startswith("self.") or "." not in turn.region.qualname:
+        return False
+    held = any(turn.graph.nodes[k].loops for k, _ in turn.events("step", "backward"))
+    if held or objects.own(step.object) not in objects.optimizers or not objects.of_torch(step.object):
+        return False
+    return not any(_CLEARING.search(steps.text(path)) for path in steps.files)
+
+
+_CLEARING = re.compile(
+    r"zero_grad|zero_\(|reset_grad|clear_grad|\.grad\s*=|set_grad|fit\(|Trainer|Callback|callback|hook"
+)
 
 
 def repeated_by_itself(steps: StepFacts, step: Event, backward: Event) -> bool:
@@ -176,9 +195,12 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     if any(True for _ in turn.events("backward")):
         if ahead_of_backward:
             return turn
+        same = [e for _, e in region.of_kind("step") if e.object == step.object]
+        others = any(e.object != step.object for _, e in turn.events("step"))
+        apart = others and len(same) == 1 and _alone_with_its_parameters(steps, turn, step)
         loops = turn.graph.nodes[index].loops
         behind = any(k < index and turn.graph.nodes[k].loops == loops for k, _ in turn.events("backward"))
-        apart = behind and _alone_with_its_parameters(steps, turn, step)
+        apart = apart or (behind and _alone_with_its_parameters(steps, turn, step))
     else:
         apart = "dropped" not in found and turn.loop is not None
     return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
@@ -240,7 +262,17 @@ def _nothing_between(turn: Turn, index: int) -> bool:
         return False
     ahead = [k for k, _ in turn.events("zero_grad") if k < index]
     between = [e for k, e in turn.events() if ahead and ahead[-1] < k < index]
-    return any(True for _ in turn.events("forward")) and not any(e.kind in {"unknown", "compute"} for e in between)
+    doubtful = [e for e in between if e.kind == "unknown" or (e.kind == "compute" and not _is_criterion(e))]
+    ran = any(True for _ in turn.events("forward")) or any(e.kind == "compute" for e in between)
+    return ran and not doubtful
+
+
+def _is_criterion(event: Event) -> bool:
+    """Whether what is called computes a loss by its name, and so runs no backward: ``self.criterionGAN(...)``."""
+    return bool(_CRITERIA & set(words(event.name.rsplit(".", 1)[-1])))
+
+
+_CRITERIA = word_set("criterion criterions crit mse bce nll ce kl")
 
 
 def _backward_next(turn: Turn, index: int) -> bool:

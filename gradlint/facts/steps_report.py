@@ -16,7 +16,7 @@ _CLIPS_OF_TRAINERS = {
     "Lightning": "clip with gradient_clip_val of the Trainer, or in configure_gradient_clipping()",
     "transformers": "clip with max_grad_norm of the TrainingArguments, or behind the backward",
 }
-_PASSIVE = frozenset({"consume", "iterator", "compute", "read"})
+_PASSIVE = frozenset({"consume", "iterator", "compute", "read", "unscale"})
 """Kinds of event that change no gradient: a helper that has them beside its clip is right all the same."""
 Finder = Callable[[StepFacts, Region, int, Event], "Candidate | None"]
 
