@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gradlint.facts import FileFacts
 from gradlint.facts.index import ProjectIndex, SourceFile
 from gradlint.facts.models import ModelFacts, read_models
+from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.project import Project
 from gradlint.facts.steps import Source, StepFacts, Units, read_steps
 from gradlint.facts.surroundings import Surroundings, placed, read_project, read_surroundings
@@ -163,7 +164,12 @@ class Analyst:
         makers = frozenset(m.qualname for m in deep if m.kind != "variable")
         makers |= frozenset(outer for maker in makers for outer in around.outer(maker))
         project = read_project(self.index, file, makers, self._surroundings) if makers else None
-        return placed(models, around, project, self.project.module(file))
+
+        def home(real: str) -> ModuleEnv | None:
+            found = self.index.parse(real)
+            return self.project.module(found) if found is not None else None
+
+        return placed(models, around, project, self.project.module(file), home)
 
     def _candidates(self, facts: FileFacts, crashes: list[Crash]) -> Sequence[Candidate]:
         found: list[Candidate] = []

@@ -87,8 +87,9 @@ class ModelExperiment:
     scope: str | None
     remedies: tuple[str, ...]
     line: int
-    initialisers: tuple[tuple[str, str], ...] = ()
-    """Functions outside of the model that initialise it, with how: ``apply``, ``call`` or ``method``."""
+    initialisers: tuple[tuple[str, str, str], ...] = ()
+    """Functions outside of the model that initialise it, with how (``apply``, ``call`` or ``method``) and the file in
+    which they have this name (empty: ``path``)."""
     measures: tuple[str, ...] = ()
     """What is measured beside the chains: ``symmetry`` of constant weights, ``scale`` of the whole model."""
 

@@ -55,7 +55,7 @@ def model_experiment(
     path: str, model: ModelFacts, remedies: tuple[str, ...], measures: tuple[str, ...] = ()
 ) -> ModelExperiment:
     """The experiment on a model, as code outside of it has initialised it."""
-    initialisers = tuple((i.function, i.how) for i in model.initialisers)
+    initialisers = tuple((i.function, i.how, i.home) for i in model.initialisers)
     return ModelExperiment(
         path, model.kind, model.qualname, model.scope, remedies, model.location.line, initialisers, measures
     )

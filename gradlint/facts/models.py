@@ -47,6 +47,8 @@ class Initialiser:
     function: str
     """Empty where it is not told by name."""
     how: Literal["apply", "call", "method"] = "call"
+    home: str = ""
+    """The file in which the function has this name, if that is not the model's own."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class ModelFacts:
     """The file, as the places of initialisers call it."""
 
 
+Homes = Callable[[str], ModuleEnv | None]
+"""From a file's path to its top level."""
 ProjectSites = Callable[[str], Iterable[tuple[CallSite, ModuleEnv]]]
 """From the name of a class to the calls of it in other files of the project."""
 
@@ -244,6 +248,7 @@ def _forward(
     args: Sequence[Value],
     kwargs: dict[str, Value],
     initialisers: Sequence[Initialiser] = (),
+    homes: Homes | None = None,
 ) -> tuple[Interp, Instance] | None:
     interp = Interp()
     module.evaluator.current = interp.eval
@@ -253,7 +258,8 @@ def _forward(
             return None
         name_paths(instance)
         for initialiser in initialisers:
-            if not _apply(interp, module, instance, initialiser):
+            home = homes(initialiser.home) if initialiser.home and homes is not None else module
+            if home is None or not _apply(interp, home, instance, initialiser):
                 return None
         interp.nodes.clear()
         run_forward(interp, instance)
@@ -301,7 +307,9 @@ def arguments(args: Iterable[str], kwargs: Mapping[str, str]) -> str:
     return ", ".join([*args, *(f"{name}={value}" for name, value in kwargs.items())])
 
 
-def with_initialisers(module: ModuleEnv, model: ModelFacts, found: Sequence[Initialiser]) -> ModelFacts | None:
+def with_initialisers(
+    module: ModuleEnv, model: ModelFacts, found: Sequence[Initialiser], homes: Homes | None = None
+) -> ModelFacts | None:
     """The model after code outside has initialised it: unchanged where that changes no weight of it.
 
     None where the text does not tell what is done.
@@ -314,7 +322,7 @@ def with_initialisers(module: ModuleEnv, model: ModelFacts, found: Sequence[Init
     if not isinstance(cls, ClassValue):
         return None
     site = model.site or Site((), {})
-    read = _forward(cls, module, site.args, dict(site.kwargs), found)
+    read = _forward(cls, module, site.args, dict(site.kwargs), found, homes)
     if read is None:
         return None
     interp, instance = read

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradlint.facts.index import ProjectIndex, SourceFile
-from gradlint.facts.models import Initialiser, ModelFacts, with_initialisers
+from gradlint.facts.models import Homes, Initialiser, ModelFacts, with_initialisers
 from gradlint.facts.modules import ModuleEnv
 from gradlint.facts.torch_ops import ADAM_FAMILY, INITIALISERS, SGD_FAMILY
 from gradlint.facts.vanishing import Optimizer
@@ -88,11 +88,11 @@ def read_project(
             other = index.parse(real)
             ours = [name for name in sorted(frontier) if other is not None and _is_from(index, other, name, homes)]
             for name in ours:
-                _note(found, roots[name], around, name)
+                _note(found, roots[name], around, name, real)
                 for outer in around.outer(name) - homes.keys():
                     homes[outer], roots[outer] = real, roots[name]
                     holders.add(outer)
-                    _note(found, roots[outer], around, outer)
+                    _note(found, roots[outer], around, outer, real)
         if not holders:
             break
         frontier = frozenset(holders)
@@ -124,13 +124,14 @@ def _is_from(index: ProjectIndex, other: SourceFile, name: str, homes: dict[str,
     return found is not None and found[0].real == homes[name]
 
 
-def _note(found: Surroundings, makers: frozenset[str], around: Surroundings, name: str) -> None:
-    """Pass on what is said of ``name`` to the makers it stands for; functions that initialise are not followed."""
+def _note(found: Surroundings, makers: frozenset[str], around: Surroundings, name: str, real: str) -> None:
+    """Pass on what the file at ``real`` says of ``name`` to the makers it stands for."""
     for maker in makers:
         if name in makers and around.optimizers.get(name):
             found.optimizers.setdefault(maker, set()).update(around.optimizers[name])
-        if around.initialised.get(name):
-            found.initialised.setdefault(maker, set()).add(_UNNAMED)
+        for one in around.initialised.get(name, ()):
+            followed = one.function and (name in makers or one.how == "apply")
+            found.initialised.setdefault(maker, set()).add(replace(one, home=real) if followed else _UNNAMED)
 
 
 def placed(
@@ -138,6 +139,7 @@ def placed(
     around: Surroundings,
     project: Surroundings | None = None,
     module: ModuleEnv | None = None,
+    homes: Homes | None = None,
 ) -> tuple[ModelFacts, ...]:
     """The models with what their file says of them, and where it is silent the rest of the project.
 
@@ -151,23 +153,31 @@ def placed(
         families = around.optimizers.get(maker) or around.families or other.optimizers.get(maker) or set()
         optimizer: Optimizer = next(iter(families)) if len(families) == 1 else "none"
         outer = around.outer(maker)
-        done = sorted(
-            {
-                *around.initialised.get(maker, ()),
-                *(i if i.how == "apply" else _UNNAMED for cls in outer for i in around.initialised.get(cls, ())),
-            },
-            key=lambda i: i.function,
-        )
-        read = with_initialisers(module, model, done) if module is not None and done else None if done else model
+        done = {
+            *around.initialised.get(maker, ()),
+            *(i if i.how == "apply" else _UNNAMED for cls in outer for i in around.initialised.get(cls, ())),
+            *_once(i for cls in (maker, *outer) for i in other.initialised.get(cls, ())),
+        }
+        ordered = sorted(done, key=lambda i: (i.home, i.function, i.how))
+        read: ModelFacts | None = model
+        if ordered:
+            read = with_initialisers(module, model, ordered, homes) if module is not None else None
         out.append(
             replace(
                 read or model,
                 optimizer=optimizer,
-                initialised_elsewhere=any(other.initialised.get(cls) for cls in (maker, *outer)) or read is None,
+                initialised_elsewhere=read is None,
                 derivatives_taken=around.derivatives_taken,
             )
         )
     return tuple(out)
+
+
+def _once(found: Iterable[Initialiser]) -> Iterator[Initialiser]:
+    """What other files do, once where several do the same; unnamed where they do different things."""
+    several = sorted(found, key=lambda i: i.home)
+    named = {(i.function, i.how) for i in several}
+    yield from several[:1] if len(named) == 1 else [_UNNAMED] if several else []
 
 
 def _scopes(tree: ast.Module) -> Iterator[list[ast.AST]]:

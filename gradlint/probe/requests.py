@@ -65,8 +65,9 @@ def _model(
     calls = index.call_sites(path, name) if experiment.kind != "variable" else []
     line, text = candidate.facts.get("made_at", (0, ""))
     calls.sort(key=lambda c: (c.line != line, arguments(c.args, c.kwargs) != text))
-    functions = [function for function, how in experiment.initialisers if how != "method"]
-    part = slice_for(index, path, [name, *functions], experiment.scope, calls)
+    own = [function for function, how, home in experiment.initialisers if how != "method" and not home]
+    others = [(home, function) for function, how, home in experiment.initialisers if how != "method" and home]
+    part = slice_for(index, path, [name, *own], experiment.scope, calls, others)
     refused = _refused(part, name)
     if refused is not None:
         return refused
@@ -81,11 +82,16 @@ def _model(
         "inputs": [list(s) for s in inputs],
         "min_depth": MIN_DEPTH,
         "optimizer": candidate.facts.get("optimizer", "none"),
-        "initialisers": [list(i) for i in experiment.initialisers],
+        "initialisers": [[f, how, _module(index, home, part.entry)] for f, how, home in experiment.initialisers],
         "controls": {},
     }
     extra = {"remedies": list(experiment.remedies), "measures": list(experiment.measures)}
     return Prepared(_key("model", body), "model", {**body, **extra})
+
+
+def _module(index: ProjectIndex, path: str, entry: str) -> str:
+    file = index.parse(path) if path else None
+    return file.module if file is not None else entry
 
 
 def _step(index: ProjectIndex, experiment: StepExperiment) -> Prepared | Unsliced:

@@ -44,8 +44,11 @@ def slice_for(
     wanted: Iterable[str],
     scope: str | None = None,
     calls: Sequence[CallSite] = (),
+    others: Sequence[tuple[str, str]] = (),
 ) -> Slice:
     """The top-level statements that ``wanted`` names of the file at ``path`` need, across the files of the project.
+
+    ``others`` are names of other files that are needed too, each with the file's path.
 
     With ``scope`` the (one) wanted name is local to that function, see :func:`slice_variable`. The names that
     ``calls`` use are kept in their modules, so that their arguments can be evaluated there.
@@ -60,6 +63,10 @@ def slice_for(
     part = slicer.part(file)
     for name in names:
         slicer.want(part, name.partition(".")[0])
+    for other, name in others:
+        found = index.parse(other)
+        if found is not None:
+            slicer.want(slicer.part(found), name)
     return _finish(slicer, file, calls)
 
 

@@ -317,8 +317,8 @@ class _Finder:
 
     def _initialised(self, model: nn.Module) -> nn.Module:
         """The model after what code outside of it does to its weights, in the project's own words."""
-        module = self.slices.load(str(self.body["entry"]))
-        for name, how in self.body.get("initialisers") or ():
+        for name, how, home in self.body.get("initialisers") or ():
+            module = self.slices.load(str(home))
             if how == "method":
                 getattr(model, name)()
             elif how == "apply":

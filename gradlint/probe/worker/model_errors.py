@@ -72,6 +72,8 @@ def _matmul(arg: Arg, m: Match[str], context: _Context) -> Iterator[Arg]:
     have, want = int(m[2]), int(m[3])
     if arg.shape[-1] == have and len(arg.shape) > 1:
         yield _with_dim(arg, -1, want)
+    if 1 < len(arg.shape) < 4 and arg.kind == "float" and max(1, have - want) < arg.shape[-1] + want - have != want:
+        yield _with_dim(arg, -1, arg.shape[-1] + want - have)  # it is joined with others to what has the wrong size
     if len(arg.shape) >= 4:
         # Flattened features: their number grows with the area.
         side = arg.shape[-1] * (want / max(have, 1)) ** (1.0 / (len(arg.shape) - 2))
