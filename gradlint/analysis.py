@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 _INITIALISES = re.compile(r"\b(?:(?:normal|uniform|constant|zeros|ones|fill|zero|orthogonal)_|xavier_|kaiming_)")
 """A file that writes weights: how code outside of a model initialises it matters then."""
-MAX_HELD = 4_400_000
+MAX_HELD = 2_200_000
 """Characters of source whose trees one process keeps between files: a tree takes about fifty bytes for each."""
 
 

@@ -65,9 +65,16 @@ _CLEARING = re.compile(
 def repeated_by_itself(steps: StepFacts, step: Event, backward: Event) -> bool:
     """Whether one call of the step runs its closure, with the backward in it, again and again: LBFGS does."""
     made = steps.objects.made_by.get(steps.objects.own(step.object), ()) if steps.objects is not None else ()
+    return _in_closure_of(step, backward) and bool(made) and all(name.rsplit(".", 1)[-1] == "LBFGS" for name in made)
+
+
+def _in_closure_of(step: Event, event: Event) -> bool:
+    """Whether an event happens in the closure that is handed to a step, and so where the step is called."""
     depth = len(step.frames)
-    inside = len(backward.frames) > depth and backward.frames[:depth] == step.frames
-    return inside and bool(made) and all(name.rsplit(".", 1)[-1] == "LBFGS" for name in made)
+    if len(event.frames) <= depth or event.frames[:depth] != step.frames:
+        return False
+    call = event.frames[depth].call
+    return call is not None and (call.line, call.column) == (step.location.line, step.location.column)
 
 
 def never_cleared(steps: StepFacts, turn: Turn, step: Event, inside: tuple[Frame, ...] = ()) -> bool:
@@ -208,8 +215,7 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
 
 def _evaluates_without_backward(turn: Turn, step: Event) -> bool:
     """Whether a step runs a closure that clears and computes, and nothing in it or around it runs backward."""
-    depth = len(step.frames)
-    inside = [e for _, e in turn.events() if len(e.frames) > depth and e.frames[:depth] == step.frames]
+    inside = [e for _, e in turn.events() if _in_closure_of(step, e)]
     kinds = {e.kind for e in inside}
     if "zero_grad" not in kinds or not kinds & {"compute", "forward"} or step.wrapper:
         return False
