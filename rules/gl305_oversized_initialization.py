@@ -126,7 +126,11 @@ def _candidate(facts: FileFacts, model: ModelFacts, layer: Initialised) -> Candi
         "take the number of inputs into account",
         group=f"{facts.path}:{model.location.line}",
         experiment=model_experiment(facts.path, model, REMEDIES, ("scale",)),
-        facts={"made_at": model.made_at, "optimizer": model.optimizer},
+        facts={
+            "made_at": model.made_at,
+            "optimizer": model.optimizer,
+            "width_known": any(_is_large(i) and i.fan_in is not None for i in _used(model)),
+        },
     )
 
 
@@ -157,6 +161,8 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     }
     if not _beyond(start):
         return Judgement("refuted", detail="neither the output nor the activations are past the lines", **common)
+    if data["assumed"] and not candidate.facts["width_known"]:
+        return Judgement("unverified", "not-built", detail="how many inputs the layers have is not known", **common)
     for chain in large:
         if not _beyond(chain["written"]["start"]):
             continue

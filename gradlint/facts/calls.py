@@ -281,8 +281,8 @@ class CallTable:
         if not live or kind == CONSTANT:
             return UNKNOWN
         if kind == WEIGHT:
-            weight = next((v for v in everything if isinstance(v, Weight)), None)
-            layer = weight.layer if weight is not None else Layer("Parameter", WEIGHT, op, line, init="unknown")
+            second = kwargs.get("weight", args[1] if len(args) > 1 else None)  # `F.linear(x, weight, bias)`
+            layer = second.layer if isinstance(second, Weight) else Layer("Parameter", WEIGHT, op, line, init="unknown")
             return self.interp.emit(WEIGHT, op, live[:1], layer, line)
         if kind == JOIN and len(live) == 1:
             if op in ("matmul", "mm", "bmm", "addmm", "einsum"):
