@@ -128,7 +128,6 @@ def _candidate(facts: FileFacts, model: ModelFacts, layer: Initialised) -> Candi
         experiment=model_experiment(facts.path, model, REMEDIES, ("scale",)),
         facts={
             "made_at": model.made_at,
-            "optimizer": model.optimizer,
             "width_known": any(_is_large(i) and i.fan_in is not None for i in _used(model)),
         },
     )

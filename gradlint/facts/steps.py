@@ -27,7 +27,7 @@ __all__ = ["Event", "Frame", "Kind", "Region", "Source", "StepFacts", "Units", "
 MAX_SUBCLASSES = 6
 """A method that subclasses change is read for at most this many of them."""
 
-_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(|optim\.[A-Z]|backward\(|for epoch in ")
+_MENTIONS = re.compile(r"(?<!scheduler)(?<!env)\.step\(|clip_grad|zero_grad\(|optim\.[A-Z]|backward\(")
 """A file without any of these has no part in a training step."""
 _TRAINING = frozenset({"backward", "clip", "unscale", "step", "zero_grad", "consume"})
 

@@ -64,9 +64,11 @@ class Course:
 
 def course_of(cls: Class, cache: ScopeCache) -> Course | None:
     """The loop that a framework runs round a method of this class; None if it runs none."""
+    step, batch = cls.methods.get("training_step"), cls.methods.get("fit_batch")
+    if step is None and batch is None:
+        return None
     names = cache.base_names(cls)
     last = {name.rsplit(".", 1)[-1] for name in names}
-    step = cls.methods.get("training_step")
     if step is not None and "LightningModule" in last:
         if any(_is_manual(base.node) for base in cache.bases(cls)):
             return _written(_LIGHTNING_BY_HAND, "", step, cls, cache)
@@ -74,7 +76,6 @@ def course_of(cls: Class, cache: ScopeCache) -> Course | None:
     of_transformers = any(name.startswith("transformers.") and name.endswith("Trainer") for name in names)
     if step is not None and of_transformers and not any(cache.method(cls, name) for name in _TRAINS):
         return _written(_TRANSFORMERS, "transformers", step, cls, cache)
-    batch = cls.methods.get("fit_batch")
     if batch is not None and "Brain" in last and cache.method(cls, "fit") is None:
         return _written(_SPEECHBRAIN, "", batch, cls, cache)
     return None

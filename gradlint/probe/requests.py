@@ -81,7 +81,6 @@ def _model(
         "calls": [{**c.to_json(), "module": c.module if c.module in held else part.entry} for c in calls],
         "inputs": [list(s) for s in inputs],
         "min_depth": MIN_DEPTH,
-        "optimizer": candidate.facts.get("optimizer", "none"),
         "initialisers": [[f, how, _module(index, home, part.entry)] for f, how, home in experiment.initialisers],
         "controls": {},
     }
