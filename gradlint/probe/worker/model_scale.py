@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, List, Mapping
 
 from layergraph import ACTIVATION, WEIGHT, Chain, LayerGraph
 
-LARGE = 1.8
-"""``std * sqrt(fan_in)`` from which a layer counts as large: He initialisation has 1.41, a tanh gain 1.67."""
+LARGE = 3.0
+"""``fan_in`` times variance from which a layer counts as large: He initialisation has 2, a tanh gain of 5/3 2.8."""
 MOST_SPREAD, MOST_SATURATED = 100.0, 0.9
 """The lines of an oversized initialisation (FAULTS part 0)."""
 
@@ -16,7 +15,7 @@ MOST_SPREAD, MOST_SATURATED = 100.0, 0.9
 def oversized(graph: LayerGraph) -> List[Chain]:
     """The explicitly initialised layers whose weights are large, and the model's last layer; none: no chain."""
     weights = [n for n in graph.nodes if n.kind == WEIGHT and n.call is not None]
-    large = [n for n in weights if n.init.startswith("normal:") and n.fan_in and _size(n.init, n.fan_in) >= LARGE]
+    large = [n for n in weights if n.init.startswith("normal:") and n.fan_in and _size(n.init, n.fan_in) > LARGE]
     if not large:
         return []
     last = weights[-1]
@@ -27,7 +26,7 @@ def oversized(graph: LayerGraph) -> List[Chain]:
 
 
 def _size(init: str, fan_in: int) -> float:
-    return float(init[7:]) * math.sqrt(fan_in)
+    return fan_in * float(init[7:]) ** 2
 
 
 def is_large(numbers: Mapping[str, Any]) -> bool:

@@ -206,6 +206,7 @@ class Program:
         world = RunWorld(recorder, self.roles, self.flow, self.values, assigned, self.assumed)
         world.forced = self.forced
         step_patch.Hooks.unknown_parameters = staticmethod(world.unknown_parameters)
+        step_patch.Hooks.known_parameters = staticmethod(world.known_parameters)
         step_patch.Hooks.number = staticmethod(world.limit)
         step_patch.Hooks.thawing, step_patch.Hooks.frozen = self.thawing, False
         step_tolerance.start()

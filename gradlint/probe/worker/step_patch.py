@@ -26,6 +26,7 @@ class Hooks:
 
     recorder: Optional[Recorder] = None
     unknown_parameters: Callable[[], List[torch.Tensor]] = staticmethod(list)
+    known_parameters: Callable[[], List[torch.Tensor]] = staticmethod(list)
     number: Callable[[Any, float], float] = staticmethod(lambda value, default: float(value))
     installed = False
     thawing = False
@@ -327,8 +328,8 @@ def thaw() -> None:
 
     What a program freezes by the names of its layers leaves others to train; a stand-in has no such names.
     """
-    known = Hooks.unknown_parameters()
-    if not any(p.requires_grad for p in known):
+    known = Hooks.known_parameters()
+    if known and not any(p.requires_grad for p in known):
         Hooks.frozen = True
         for parameter in known:
             parameter.requires_grad_(True)

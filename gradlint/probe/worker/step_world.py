@@ -323,10 +323,11 @@ class RunWorld(World):
 
     def unknown_parameters(self) -> List[torch.Tensor]:
         """What an unknown collection of parameters stands for: all there are."""
-        known = self.recorder.grads.known
-        if not known:
-            known = [p for m in self.standins.models().values() for p in weights_of(m)]
-        return known or list(self.standins.model("model").parameters())
+        return self.known_parameters() or list(self.standins.model("model").parameters())
+
+    def known_parameters(self) -> List[torch.Tensor]:
+        """All parameters met so far."""
+        return self.recorder.grads.known or [p for m in self.standins.models().values() for p in weights_of(m)]
 
     def run_backward(self, loss: Any, divisor: int = 1, scaler: Optional[torch.amp.GradScaler] = None) -> None:
         """A recorded backward of whatever carries the gradient; of a stand-in loss where nothing does."""
