@@ -117,6 +117,7 @@ def plant(out: Path, folders: Sequence[str]) -> None:
     """Write the programs and what is wrong with them."""
     truth: dict[str, dict[str, object]] = {}
     seen: set[str] = set()
+    out.mkdir(parents=True, exist_ok=True)
     for path in sorted(p for folder in folders for p in Path(folder).rglob("*.py")):
         text = path.read_text(encoding="utf-8", errors="ignore")
         mark = hashlib.sha256(text.encode()).hexdigest()

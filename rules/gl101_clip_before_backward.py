@@ -73,6 +73,7 @@ from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
 from gradlint.facts.steps_report import Finder, at_calls, candidate, depth_of_events, own_events, short, where
 from gradlint.facts.steps_states import Turn, follow, place_in, reaches, turn_of
+from gradlint.facts.steps_words import KEEPS_SIZE, words
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 _States = frozenset[str]
@@ -238,7 +239,9 @@ def _spoils(clip: Event, event: Event, waiting: bool) -> bool:
         return not waiting and not event.logging and other and may_share(clip, event)
     if event.kind != "unknown" or event.doubt != "strong":
         return False
-    return waiting or "clip" in event.name.lower() or "grad" in event.name.lower()
+    if waiting or "clip" in event.name.lower():
+        return True
+    return "grad" in event.name.lower() and not KEEPS_SIZE & set(words(event.name.rpartition(".")[2]))
 
 
 def _union(sets: Iterable[_States]) -> _States:

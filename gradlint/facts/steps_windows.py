@@ -19,6 +19,8 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     for node, step in stepped:
         if not reaches(turn.graph, index, node):
             continue
+        if clear.object == step.object and _straight(turn, index, node):
+            return step
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
         # a loop over several optimizers comes back to the call that was just made
@@ -31,6 +33,26 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
         if ahead and ahead <= WAITING:
             return step
     return None
+
+
+def _straight(turn: Turn, index: int, node: int) -> bool:
+    """Whether every path to a step has a backward, then the optimizer's own clearing, and nothing that could give
+    gradients between that and the step: whatever an unknown call did ahead of the clearing, it is lost."""
+
+    def transfer(at: Node[Event], state: str) -> str:
+        event = at.event
+        if at.index == index:
+            return "lost" if state == "given" else state
+        if event is None or (state == "given" and event.kind == "unknown"):
+            return state
+        if event.kind == "backward":
+            return "given"
+        if event.kind in {"step", "read", "zero_grad"} or (event.kind == "unknown" and event.doubt):
+            return "none"
+        return state
+
+    before = follow(turn.graph, {turn.graph.entry: frozenset({"none"})}, transfer)
+    return before.get(node) == {"lost"}
 
 
 def _inner(turn: Turn, index: int) -> bool:

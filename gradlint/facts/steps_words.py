@@ -19,7 +19,7 @@ TORCH_CLIPS = word_set("clip_grad_norm_ clip_grad_norm clip_grad_value_ clip_gra
 """Functions of PyTorch, and timm's own, which calls them."""
 METHOD_CLIPS = TORCH_CLIPS | word_set("clip_gradients clip_grads clip_master_grads")
 CLEARS = word_set("zero_grad reset_grad zero_grads reset_grads clear_grad clear_gradients")
-SCALES = word_set("mul_ div_ clamp_ nan_to_num_")
+SCALES = word_set("mul_ multiply_ div_ divide_ clamp_ clamp_min_ clamp_max_ clip_ nan_to_num_")
 """What is done to a gradient in place that makes none where there was none."""
 FUNCTION_CLEARS = CLEARS | word_set("zero_gradients clear_grads")
 EVENTS = CLEARS | METHOD_CLIPS | word_set("backward manual_backward step unscale_")
@@ -56,7 +56,7 @@ STRONG = word_set(
 OF_ANYTHING = word_set("update updates apply accumulate fit clip event")
 """Among them those that every kind of object has."""
 COMPUTING = word_set(
-    """loss losses criterion forward preprocess compute sample augment mixup collate encode decode predict metric
+    """loss losses criterion forward preprocess compute sample augment augmentation augmentations augmenter aug mixup collate encode decode predict metric
     metrics accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform
     normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read error errors data td
     returns advantage advantages iters parameters params dataloader loader dataset preset presets"""
@@ -98,6 +98,10 @@ WATCHERS = word_set(
 """In names of what looks on, or deals with data."""
 REDUCES = word_set("avg average allreduce reduce")
 """With one of :data:`GRADIENTS`: what is done to gradients between backward and step on several machines."""
+KEEPS_SIZE = REDUCES | word_set(
+    "copy sync synchronize share broadcast gather push send noise log logging record check save track plot"
+)
+"""With one of :data:`GRADIENTS`: what is done to gradients that is no clip."""
 PASSIVE = word_set("polyak soft hard ema target moving symlink")
 """With ``update``: a copy of the weights is moved, no gradient."""
 PASSIVE_OWNERS = word_set(
