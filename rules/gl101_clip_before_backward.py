@@ -73,7 +73,7 @@ from gradlint.facts.step_trace import clip_judgement, early_run
 from gradlint.facts.steps import Event, Frame, Region, StepFacts, may_share
 from gradlint.facts.steps_report import Finder, at_calls, candidate, depth_of_events, own_events, short, where
 from gradlint.facts.steps_states import Turn, follow, place_in, reaches, turn_of
-from gradlint.facts.steps_words import KEEPS_SIZE, words
+from gradlint.facts.steps_words import KEEPS_SIZE, tells_listeners, words
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 _States = frozenset[str]
@@ -165,8 +165,8 @@ def _history(steps: StepFacts, turn: Turn, index: int, clip: Event) -> _States:
         if event.kind == "backward":
             return "fresh"
         if event.kind == "unknown":
-            if event.doubt == "strong":
-                return "strong"
+            if event.doubt == "strong" and not (tells_listeners(event.name) and state == "start"):
+                return "strong"  # a listener runs no backward of its own beside that of the loop
             return "weak" if state == "start" and event.doubt == "weak" else state
         if _clears(steps, turn, clip, event):
             return "start"

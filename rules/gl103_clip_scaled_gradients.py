@@ -78,7 +78,7 @@ from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_apart import unclipped_step
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
 from gradlint.facts.steps_states import Phase, Turn, guards_held, phases, stepped_by, turn_of
-from gradlint.facts.steps_words import words
+from gradlint.facts.steps_words import PRECISION, tells_listeners, words
 from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 
 _SCALED: frozenset[Phase] = frozenset({"scaled", "scaled-clipped"})
@@ -95,7 +95,7 @@ def check(facts: FileFacts) -> Iterable[Candidate]:
         turn = turn_of(region, index)
         if turn is None or clip.logging or clip.own_scale or clip.wrapper:
             return None
-        ahead = phases(steps, turn.graph, clip).get(index, frozenset())
+        ahead = phases(steps, turn.graph, clip, passed_over=_keeps_the_scale).get(index, frozenset())
         if not _SCALED & ahead or not ahead <= _SCALED | {"fresh", "clipped", "unscaled"}:
             return None
         if "unscaled" in ahead and not _skipped_at_times(steps, turn, index, clip):
@@ -121,6 +121,11 @@ def places(facts: FileFacts) -> Iterable[Candidate]:
             yield _candidate(facts, steps, turn, clip, scaled[:1], edit=False)
 
 
+def _keeps_the_scale(unknown: Event) -> bool:
+    """Whether an unknown call only tells listeners of something that has nothing to do with precision."""
+    return tells_listeners(unknown.name) and not PRECISION & set(words(unknown.name)) and not unknown.given
+
+
 def _asks_for_precision(turn: Turn, index: int) -> bool:
     """Whether a condition round the clip may say, in other words, that no scaler is used."""
     held = guards_held(turn.graph).get(index, frozenset())
@@ -142,7 +147,7 @@ def _skipped_at_times(steps: StepFacts, turn: Turn, index: int, clip: Event) -> 
 
 def _steps_behind(steps: StepFacts, turn: Turn, index: int, clip: Event) -> list[Event]:
     """The steps through a scaler that use what the clip left."""
-    after = phases(steps, turn.graph, clip, "clipped", index)
+    after = phases(steps, turn.graph, clip, "clipped", index, _keeps_the_scale)
     found = [e for k, e in turn.events("step") if "clipped" in after.get(k, frozenset())]
     return [e for e in stepped_by(steps, clip, found) if e.scaler]
 

@@ -158,7 +158,9 @@ def _claim(steps: StepFacts, turn: Turn, backward: Event, step: Event, path: str
             f"the gradients are never cleared in this closure, which {step.name}() ({where(step, path)}) evaluates "
             "several times: each evaluation gives the sum of the gradients of all so far"
         )
-    where_not = "loop" if turn.loop is not None else "function, as those of the other optimizer are"
+    others = any(e.object != step.object for _, e in turn.events("step"))
+    function = "function, as those of the other optimizer are" if others else "function, which a training loop calls"
+    where_not = "loop" if turn.loop is not None else function
     return (
         f"the gradients are never cleared in this {where_not}: each {step.name}() ({where(step, path)}) uses the sum "
         "of the gradients of all iterations so far"

@@ -65,6 +65,7 @@ from typing import Any
 from gradlint.facts import FileFacts
 from gradlint.facts.step_trace import assumed, kind_of, not_run, spot_of
 from gradlint.facts.steps import Event, Region, StepFacts
+from gradlint.facts.steps_loss import loss_left
 from gradlint.facts.steps_repeat import mistaken, repeated, unfed
 from gradlint.facts.steps_report import candidate, own_events, proposed, where
 from gradlint.facts.steps_states import Turn, turn_of
@@ -112,7 +113,13 @@ def _candidate(facts: FileFacts, steps: StepFacts, turn: Turn, step: Event) -> C
             related=[(first, "the gradients are used here")],
             told={"again": True},
         )
-    if backward and _another_begins(turn, step):
+    index = next(k for k, e in turn.events("step") if e == step)
+    left = loss_left(steps, turn, index, step)
+    if left is not None:
+        why = f"no backward runs on {left} between its clearing and it"
+        help = f"call {left}.backward() ahead of {step.name}()"
+        backward = []
+    elif backward and _another_begins(turn, step):
         why = "no backward runs between its clearing and it"
         help = f"call backward() on the loss of {step.object} ahead of {step.name}()"
         backward = []

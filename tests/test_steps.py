@@ -212,6 +212,9 @@ def reaching(source: str) -> set[str]:
         def read(self, node: ast.expr | ast.stmt, frame: None, room: bool) -> list[str]:
             return [n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
 
+        def comprehensions(self, node: ast.expr | ast.stmt, frame: None) -> list[ast.For]:
+            return []
+
         def was_silent(self, key: object) -> None:
             return None
 

@@ -63,6 +63,10 @@ class Reader(Protocol[E_co, F]):
         """The items of ``node`` in the order they run; without ``room`` no more splices."""
         ...
 
+    def comprehensions(self, node: ast.expr | ast.stmt, frame: F) -> Sequence[ast.For]:
+        """The comprehensions of ``node`` whose items are worth a loop of their own; :meth:`read` leaves them out."""
+        ...
+
     def was_silent(self, key: object) -> None:
         """Something that was spliced in whole had no events: it need not be spliced again."""
         ...
@@ -249,6 +253,10 @@ class _Builder(Generic[E, F]):
             self.statement(statement, frame)
 
     def items(self, node: ast.expr | ast.stmt, frame: F) -> None:
+        for loop in self.reader.comprehensions(node, frame):
+            self.loop(loop, frame)
+            if self.here is None:
+                return
         for item in self.reader.read(node, frame, len(self.nodes) < MAX_NODES):
             if self.here is None:
                 return

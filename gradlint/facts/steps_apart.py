@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gradlint.facts.steps import Event, StepFacts
 from gradlint.facts.steps_states import Turn, phases
 from gradlint.facts.steps_words import PARAMETER_WORDS, word_set, words
@@ -77,10 +79,12 @@ def _toldapart(steps: StepFacts, one: str, other: str) -> bool:
     return bool(base) and base == same and base != "self" and name != sibling
 
 
-def steps_from(turn: Turn, index: int, further: bool = False) -> list[Event]:
+def steps_from(
+    turn: Turn, index: int, further: bool = False, passed_over: Callable[[Event], bool] = lambda event: False
+) -> list[Event]:
     """The first step of each path behind a node, up to the next backward; ``further``: all of them.
 
-    Calls that cannot be read are among them.
+    Calls that cannot be read are among them, but for those that are ``passed_over``.
     """
     graph = turn.graph
     found: list[Event] = []
@@ -91,7 +95,7 @@ def steps_from(turn: Turn, index: int, further: bool = False) -> list[Event]:
             continue
         seen.add(current)
         event = graph.nodes[current].event
-        if event is not None and (event.kind == "step" or event.doubt == "strong"):
+        if event is not None and (event.kind == "step" or (event.doubt == "strong" and not passed_over(event))):
             found.append(event)
             if further:
                 work.extend(graph.successors[current])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from gradlint.facts.cfg import Guard, Splice, Stop
 from gradlint.facts.steps_assign import (
@@ -84,6 +84,9 @@ class StepReader:
         self._in_clearing: set[ast.AST] = set()
         """Statements that are told as a part of the loop around them."""
         self._calls: dict[ast.AST, tuple[ast.Call, ...]] = {}
+        self._loops: dict[ast.AST, tuple[ast.For, ...]] = {}
+        self._as_loops: set[ast.AST] = set()
+        """Comprehensions that are read as loops."""
         self._losses: dict[Scope, frozenset[str]] = {}
 
     def unit_of(self, path: str) -> Unit:
@@ -188,6 +191,26 @@ class StepReader:
                 items.extend(assigned_events(node, target, node.value, frame))
         return items
 
+    def comprehensions(self, node: ast.expr | ast.stmt, frame: Context) -> Sequence[ast.For]:
+        """See :class:`gradlint.facts.cfg.Reader`: ``losses = [train_batch(b) for b in loader]`` is a training loop."""
+        whole = node.iter if isinstance(node, (ast.For, ast.AsyncFor)) else node
+        if node not in self._loops:
+            found = [n for n in _outside_functions(whole) if isinstance(n, (ast.ListComp, ast.GeneratorExp))]
+            plain = [n for n in found if len(n.generators) == 1 and not n.generators[0].ifs]
+            training = [n for n in plain if self._trains(n.elt, frame)]
+            self._loops[node] = tuple(map(_as_loop, training))
+            self._as_loops.update(training)
+        return self._loops[node]
+
+    def _trains(self, node: ast.AST, frame: Context) -> bool:
+        """Whether a call in it leads to a function of the project that trains."""
+        for call in _calls_in(node):
+            target = self.target(call, frame, frame.unit.scopes.dotted(call.func, frame.scope))
+            function = target.function if target is not None else None
+            if function is not None and function.node in self.unit_of(function.path).training:
+                return True
+        return False
+
     def _computed_loss(self, node: ast.expr | ast.stmt, frame: Context) -> Location | None:
         """The call of ``loss = training_step(model, batch)``, where the function goes on to call ``loss.backward()``.
 
@@ -221,7 +244,7 @@ class StepReader:
         """Calls in the order they finish: receiver and arguments first."""
         calls = self._calls.get(node)
         if calls is None:
-            calls = self._calls[node] = tuple(_calls_in(node))
+            calls = self._calls[node] = tuple(_calls_in(node, self._as_loops))
         for call in calls:
             yield from self._call(call, frame, room)
 
@@ -603,18 +626,37 @@ _HARMLESS_DECORATORS = word_set(
 )
 
 
-def _calls_in(node: ast.AST) -> Iterator[ast.Call]:
-    """The calls of an expression, inner ones first; not those in lambdas."""
+def _as_loop(node: ast.ListComp | ast.GeneratorExp) -> ast.For:
+    """A comprehension over one iterable as a loop whose body is its item."""
+    body = ast.copy_location(ast.Expr(node.elt), node.elt)
+    loop = ast.For(node.generators[0].target, node.generators[0].iter, [body], [])
+    return ast.copy_location(loop, node)
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of an expression or statement that are in no function, class or comprehension inside of it."""
     if isinstance(node, (ast.Name, ast.Constant, ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return
+    yield node
+    if not isinstance(node, (ast.ListComp, ast.GeneratorExp)):
+        for inner in ast.iter_child_nodes(node):
+            yield from _outside_functions(inner)
+
+
+def _calls_in(node: ast.AST, without: Collection[ast.AST] = ()) -> Iterator[ast.Call]:
+    """The calls of an expression, inner ones first; not those in lambdas, nor in the nodes ``without``."""
+    if isinstance(node, (ast.Name, ast.Constant, ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return
+    if node in without:
         return
     for field in node._fields:
         value = getattr(node, field, None)
         if isinstance(value, ast.AST):
-            yield from _calls_in(value)
+            yield from _calls_in(value, without)
         elif isinstance(value, list):
             for item in value:
                 if isinstance(item, ast.AST):
-                    yield from _calls_in(item)
+                    yield from _calls_in(item, without)
     if isinstance(node, ast.Call):
         yield node
 

@@ -6,6 +6,7 @@ import re
 
 from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
+from gradlint.facts.steps_loss import loss_left
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
 from gradlint.facts.steps_words import CLEARS, word_set, words
 
@@ -32,7 +33,7 @@ def repeating(steps: StepFacts, turn: Turn, index: int) -> bool:
 def called_again_and_again(steps: StepFacts, turn: Turn, index: int) -> bool:
     """Whether a function without a loop is one iteration of a loop elsewhere, and nothing in the file clears the
     optimizer of the step at ``index``: it clears another optimizer ahead of stepping that one, or it is a method that
-    steps an optimizer which its object keeps.
+    steps an optimizer which its object keeps, or one that clears in every other class.
     """
     if not turn.region.qualname:
         return False
@@ -40,10 +41,25 @@ def called_again_and_again(steps: StepFacts, turn: Turn, index: int) -> bool:
     cleared = [e for _, e in turn.events("zero_grad")]
     others = [e for _, e in turn.events("step") if e.object != step.object]
     beside = any(steps.related(clear, other) is True for clear in cleared for other in others)
+    if _unlike_its_siblings(steps, turn):
+        return True
     if not beside and not _kept_in_the_object(steps, turn, step):
         return False
     everywhere = [e for region in steps.regions for _, e in region.of_kind("zero_grad")]
     return all(steps.related(clear, step) is False or apart(steps, clear, step) for clear in everywhere)
+
+
+def _unlike_its_siblings(steps: StepFacts, turn: Turn) -> bool:
+    """Whether the methods of the same name of other classes in the file clear by themselves, and this one does not:
+    ``train_step`` of a generator and of its discriminator."""
+    owner, _, name = turn.region.qualname.rpartition(".")
+    if not owner or any(turn.graph.nodes[k].loops for k, _ in turn.events("step", "backward")):
+        return False
+    siblings = [
+        r for r in steps.regions if r.qualname.rpartition(".")[2] == name and r.qualname != turn.region.qualname
+    ]
+    kinds = [{e.kind for _, e in region.events} for region in siblings]
+    return bool(kinds) and all({"zero_grad", "backward", "step"} <= found for found in kinds)
 
 
 def _kept_in_the_object(steps: StepFacts, turn: Turn, step: Event) -> bool:
@@ -178,6 +194,9 @@ def _wraps_an_unread_optimizer(steps: StepFacts, step: Event) -> bool:
 def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | None:
     """The iteration of a step that only missing or cleared gradients can reach; None if a fresh one may."""
     turn = turn_of(region, index, frozenset({"step", "backward"}))
+    cleared = turn or turn_of(region, index, frozenset({"step", "zero_grad"}))
+    if cleared is not None and loss_left(steps, cleared, index, step) is not None:
+        return cleared
     small = turn_of(region, index, frozenset({"step", "zero_grad"}))
     if small is not None and small.loop is not None and (turn is None or turn.loop != small.loop):
         turn = small  # the loop of the step has no backward of its own

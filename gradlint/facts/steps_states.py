@@ -209,16 +209,24 @@ State = tuple[Phase, frozenset[str]]
 
 
 def phases(
-    facts: StepFacts, graph: Graph[Event], subject: Event, start: Phase = "unknown", entry: int | None = None
+    facts: StepFacts,
+    graph: Graph[Event],
+    subject: Event,
+    start: Phase = "unknown",
+    entry: int | None = None,
+    passed_over: Callable[[Event], bool] = lambda event: False,
 ) -> dict[int, frozenset[Phase]]:
     """The possible phases, before each node, of the gradients that ``subject`` concerns.
 
-    ``subject`` is a step, or a clip. ``graph`` is one iteration, or a whole region with its loops.
+    ``subject`` is a step, or a clip. ``graph`` is one iteration, or a whole region with its loops. ``passed_over``
+    are unknown calls that do nothing of interest.
     """
     alone = _alone(graph, subject)
 
     def transfer(node: Node[Event], state: State) -> State | None:
-        return state if node.event is None else _after(facts, node.event, subject, state, alone)
+        if node.event is None or (node.event.kind == "unknown" and passed_over(node.event)):
+            return state
+        return _after(facts, node.event, subject, state, alone)
 
     first = graph.entry if entry is None else entry
     before = follow(graph, {first: frozenset({(start, frozenset[str]())})}, transfer)

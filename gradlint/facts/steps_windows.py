@@ -8,7 +8,7 @@ from gradlint.facts.cfg import Guard, Node
 from gradlint.facts.steps import Event, StepFacts
 from gradlint.facts.steps_apart import steps_from
 from gradlint.facts.steps_states import WAITING, Turn, clears, follow, guards_held, one_optimizer, phases, reaches
-from gradlint.facts.steps_words import PARAMETER_WORDS, words
+from gradlint.facts.steps_words import GRADIENTS, KEEPS_SIZE, PARAMETER_WORDS, words
 
 # -- GL105
 
@@ -39,7 +39,7 @@ def _straight(turn: Turn, index: int, node: int) -> bool:
     """Whether every path to a step has a backward, then the optimizer's own clearing, and nothing that could give
     gradients between that and the step: whatever an unknown call did ahead of the clearing, it is lost."""
 
-    def transfer(at: Node[Event], state: str) -> str:
+    def transfer(at: Node[Event], state: str) -> str | None:
         event = at.event
         if at.index == index:
             return "lost" if state == "given" else state
@@ -52,7 +52,7 @@ def _straight(turn: Turn, index: int, node: int) -> bool:
         return state
 
     before = follow(turn.graph, {turn.graph.entry: frozenset({"none"})}, transfer)
-    return before.get(node) == {"lost"}
+    return before.get(node) == frozenset({"lost"})
 
 
 def _inner(turn: Turn, index: int) -> bool:
@@ -156,7 +156,7 @@ def guarded_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Event
         return None
     if any(True for _ in turn.events("accumulate")):
         return _synced_step(steps, turn, clip)
-    behind = steps_from(turn, index)
+    behind = steps_from(turn, index, passed_over=_scales_gradients)
     window = _window(turn, index)
     for node, step in turn.events("step"):
         if step not in behind or step.wrapper or steps.related(clip, step) is False:
@@ -168,6 +168,12 @@ def guarded_step(steps: StepFacts, turn: Turn, index: int, clip: Event) -> Event
                 continue
             return step
     return None
+
+
+def _scales_gradients(unknown: Event) -> bool:
+    """Whether an unknown call averages gradients, or scales them: it is no step."""
+    said = set(words(unknown.name.rpartition(".")[2]))
+    return bool(said & GRADIENTS and said & (KEEPS_SIZE | {"scale", "rescale", "divide"}))
 
 
 def _of_modules(steps: StepFacts, clip: Event) -> bool:

@@ -35,7 +35,7 @@ OPTIMIZERS = word_set("opt opts optim optims optimizer optimizers optimiser opti
 SCHEDULERS = word_set("sch sched scheds scheduler schedulers schedule lr warmup anneal annealing plateau")
 OTHER_STEPS = word_set(
     """env envs environment metric metrics meter ema profiler prof pbar progress bar simulator sim logger timer sampler
-    swa board writer debugger stepper world game wandb tracker updater annealer"""
+    swa board writer debugger stepper world game wandb tracker updater annealer early stopper stopping"""
 )
 """Things with a ``step`` that trains nothing."""
 MODELS = word_set(
@@ -56,7 +56,8 @@ STRONG = word_set(
 OF_ANYTHING = word_set("update updates apply accumulate fit clip event")
 """Among them those that every kind of object has."""
 COMPUTING = word_set(
-    """loss losses criterion forward preprocess compute sample augment augmentation augmentations augmenter aug mixup collate encode decode predict metric
+    """loss losses criterion forward preprocess compute sample augment augmentation augmentations augmenter aug mixup
+    collate encode decode predict metric
     metrics accuracy evaluate validate valid validation test eval cuda to move mask pad embed tokenize transform
     normalize denormalize mean sum stack cat optimizers schedulers count size len next fetch read error errors data td
     returns advantage advantages iters parameters params dataloader loader dataset preset presets"""
@@ -91,6 +92,8 @@ PREPARES = word_set("prepare set init initialize reset start clear zero none fre
 """In the name of a call that cannot be read: it may clear gradients, if it is given what has them."""
 HOOK_WORDS = word_set("on before after pre post begin end notify fire emit trigger dispatch callback callbacks")
 """In the name of a method that cannot be read: it may run whatever listens, a clearing too."""
+PRECISION = word_set("unscale scaler amp precision plugin strategy scale half mixed autocast")
+"""In the name of what may change the scale of a loss."""
 WATCHERS = word_set(
     """log logging logger loggers writer timer meter meters metric metrics stats recorder monitor watch epoch rng seed
     buffer memory replay queue dataset loader dataloader data next sample get time ddp_timer loss"""
@@ -119,6 +122,11 @@ BUILTINS = frozenset(dir(builtins))
 def words(name: str) -> list[str]:
     """The lower-case words of an identifier: ``self.optimizerG`` gives ``self optimizer g``."""
     return [word.lower() for word in _WORD.findall(name)]
+
+
+def tells_listeners(name: str) -> bool:
+    """Whether a call that cannot be read tells whatever listens that something happens: ``self.on_batch_start()``."""
+    return bool(HOOK_WORDS & set(words(name.rsplit(".", 1)[-1])))
 
 
 def last_name(key: str) -> str:

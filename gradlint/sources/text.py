@@ -15,8 +15,9 @@ import stat
 import tokenize
 import warnings
 
-MENTIONS = (b"torch", b"lightning", b"accelerat")
-"""Bytes of which one occurs in every file that trains with torch, if only through Lightning or Accelerate."""
+MENTIONS = (b"torch", b"lightning", b"accelerat", b"clip_grad_", b"zero_grad")
+"""Bytes of which one occurs in every file that trains with torch, if only through Lightning, Accelerate or what another
+file of the project imports."""
 
 MAX_NESTING = 200
 """CPython refuses more than 200 open brackets; libcst would overflow the stack instead of refusing."""

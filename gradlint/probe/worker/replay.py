@@ -159,16 +159,17 @@ class Program:
         step_tolerance.install(lambda name: name in self.trees)
 
     def explore(self, todo: List[Dict[str, bool]], started: float) -> List[Dict[str, Any]]:
-        """The first path, and one for every relevant guard it asked, that guard flipped."""
+        """The first path, and one for every relevant guard that it, or a later one first, asked: that guard flipped."""
         paths: List[Dict[str, Any]] = []
+        asked: Set[str] = set()
         budget = TIME_SHARE * _cpu_limit()
         while todo and len(paths) < MAX_PATHS:
             if paths and time.process_time() - started > budget:
                 break
-            path = self.path(todo.pop(0)) if paths else self._first(todo.pop(0), started)
-            if not paths:
-                todo.extend({key: not answer} for key, answer in self.next_flips.items())
-            paths.append(path)
+            assigned = todo.pop(0)
+            paths.append(self.path(assigned) if paths else self._first(assigned, started))
+            todo.extend({**assigned, key: not told} for key, told in self.next_flips.items() if key not in asked)
+            asked.update(self.next_flips)
         return paths
 
     def _first(self, assigned: Mapping[str, bool], started: float) -> Dict[str, Any]:

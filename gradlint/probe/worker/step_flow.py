@@ -26,6 +26,10 @@ class Flow:
     """Answers for guards: ``direction[place]`` is the outcome of the test that leads to the hot lines."""
 
     direction: Dict[Place, bool] = field(default_factory=dict)
+    tests: Dict[Place, str] = field(default_factory=dict)
+    """The text of each test that decides on events."""
+    hot: Dict[str, Optional[bool]] = field(default_factory=dict)
+    """For the text of a test: how it comes out where that leads to the hot lines; None where both ways do."""
     relevant: Set[Place] = field(default_factory=set)
     loops: Set[str] = field(default_factory=set)
     """Names of functions that hold a loop round events."""
@@ -43,6 +47,11 @@ class Flow:
     """Names of functions that hold an event, or call one that does."""
     trains: Callable[[ast.AST], bool] = bool
     """Whether a node holds a training event."""
+
+    def wanted(self, place: Place) -> Optional[bool]:
+        """The outcome of the test at a place that leads to the hot lines, there or where it is asked again."""
+        known = self.hot.get(self.tests.get(place, ""))
+        return known if known is not None else self.direction.get(place)
 
 
 def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow:
@@ -175,6 +184,11 @@ class _Reader:
         rest: List[_Block],
     ) -> None:
         place = (self.module, node.test.lineno)
+        text = ast.unparse(node.test)
+        self.flow.tests[place] = self.flow.tests[self.module, node.lineno] = text
+        for branch, way in ((body, True), (other, False)):
+            if not isinstance(node, ast.While) and self._is_hot(branch):
+                self.flow.hot[text] = way if self.flow.hot.get(text, way) is way else None
         answer = self._direction(node, body, other, rest)
         if answer is not None:
             self.flow.direction.setdefault(place, answer)

@@ -14,7 +14,8 @@ from step_patch import Hooks, own_parameters
 def install() -> None:
     """Replace the methods. Call once."""
     scaler = torch.amp.GradScaler
-    real: Dict[str, Callable[..., Any]] = {n: getattr(scaler, n) for n in ("scale", "unscale_", "step", "update")}
+    names = ("scale", "unscale_", "step", "update", "load_state_dict")
+    real: Dict[str, Callable[..., Any]] = {n: getattr(scaler, n) for n in names}
 
     def scale(self: Any, outputs: Any) -> Any:
         if type(outputs) is Ghost:
@@ -67,5 +68,9 @@ def install() -> None:
             Hooks.recorder.add("scaler_update", object=Hooks.recorder.name(self, "scaler"))
         real["update"](self, None if isinstance(new_scale, Ghost) else new_scale)
 
-    for name, function in (("scale", scale), ("unscale_", unscale_), ("step", step), ("update", update)):
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        if not isinstance(state_dict, Ghost):  # an unknown state is that of the beginning
+            real["load_state_dict"](self, state_dict)
+
+    for name, function in zip(names, (scale, unscale_, step, update, load_state_dict)):
         setattr(scaler, name, functools.wraps(real[name])(function))

@@ -155,7 +155,7 @@ class RunWorld(World):
     def _first_answer(self, ghost: Ghost, place: Tuple[str, int]) -> bool:
         if ghost.gl_key in self._assigned:
             return self._assigned[ghost.gl_key]
-        wanted = self.flow.direction.get(place)
+        wanted = self.flow.wanted(place)
         if wanted is not None:
             return wanted ^ ghost.gl_negated
         if ghost.gl_hint is not MISSING and (ghost.gl_hint or self.forced is None):
