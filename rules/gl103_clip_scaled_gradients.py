@@ -76,6 +76,7 @@ from gradlint.facts.remedies import insert_unscale, move_before
 from gradlint.facts.step_trace import CURE_SHARE, clip_judgement, scaled_run
 from gradlint.facts.steps import Event, Region, StepFacts
 from gradlint.facts.steps_apart import unclipped_step
+from gradlint.facts.steps_events import APEX
 from gradlint.facts.steps_report import candidate, in_one_function, own_events, proposed, short, where
 from gradlint.facts.steps_states import Phase, Turn, guards_held, phases, stepped_by, turn_of
 from gradlint.facts.steps_words import PRECISION, tells_listeners, words
@@ -149,7 +150,8 @@ def _steps_behind(steps: StepFacts, turn: Turn, index: int, clip: Event) -> list
     """The steps through a scaler that use what the clip left."""
     after = phases(steps, turn.graph, clip, "clipped", index, _keeps_the_scale)
     found = [e for k, e in turn.events("step") if "clipped" in after.get(k, frozenset())]
-    return [e for e in stepped_by(steps, clip, found) if e.scaler]
+    apex = any(e.scaler == APEX for _, e in turn.events("unscale"))
+    return [e for e in stepped_by(steps, clip, found) if e.scaler or apex]
 
 
 def _candidate(
@@ -174,7 +176,9 @@ def _candidate(
         [step, *backward[:1]],
         f"{short(clip)} runs on gradients that carry the loss scale, {missing}: its limit is compared with gradients "
         "that are thousands of times too large",
-        f"call {step.written_scaler or step.scaler}.unscale_({step.written or 'optimizer'}) ahead of the clip",
+        f"call {step.written_scaler or step.scaler}.unscale_({step.written or 'optimizer'}) ahead of the clip"
+        if step.scaler
+        else "clip behind the block of scale_loss, which unscales the gradients as it ends",
         edit=remedy,
         related=[(e, "the loss is scaled here") for e in backward if e.scaler][:1],
         told={"by_value": clip.by_value},

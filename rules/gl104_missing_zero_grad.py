@@ -185,7 +185,7 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
     if measurement.data is None:
         return not_run(measurement)
     data = measurement.data
-    spot = spot_of(candidate.facts["step"])
+    spot = _stepped(data.get("paths", ()), spot_of(candidate.facts["step"]))
     common: dict[str, Any] = {"kind": kind_of(data), "assumed": {**assumed(candidate, data), "lr": 0, "clip": "off"}}
     stuck = _steps_after_overflow(data.get("paths", ()), spot)
     if stuck is not None:
@@ -215,6 +215,12 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("refuted", after_remedy=after, detail="clearing the gradients did not help", **common)
     message = f"{candidate.message}{on_branch(guards)}"
     return Judgement("confirmed", after_remedy=after, message=message, **common)
+
+
+def _stepped(paths: Sequence[Mapping[str, Any]], spot: Spot) -> Spot | None:
+    """Where steps count; anywhere, if there is but one optimizer and its step is inside of something stood in for."""
+    made = [e for path in paths for e in path.get("events", ()) if e["kind"] == "step"]
+    return None if not any(map(spot.holds, made)) and len({e["object"] for e in made}) == 1 else spot
 
 
 def _overflowed(candidate: Candidate, data: Mapping[str, Any], steps: int, common: Mapping[str, Any]) -> Judgement:

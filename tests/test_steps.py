@@ -215,10 +215,13 @@ def reaching(source: str) -> set[str]:
         def comprehensions(self, node: ast.expr | ast.stmt, frame: None) -> list[ast.For]:
             return []
 
+        def managed(self, node: ast.With | ast.AsyncWith, frame: None, entering: bool) -> list[str]:
+            return []
+
         def was_silent(self, key: object) -> None:
             return None
 
-        def truth(self, test: ast.expr, frame: None) -> bool | None:
+        def decided(self, test: ast.expr, frame: None) -> bool | None:
             return None
 
         def guards(self, test: ast.expr, truth: bool, frame: None) -> list[Guard]:

@@ -67,11 +67,15 @@ class Reader(Protocol[E_co, F]):
         """The comprehensions of ``node`` whose items are worth a loop of their own; :meth:`read` leaves them out."""
         ...
 
+    def managed(self, node: ast.With | ast.AsyncWith, frame: F, entering: bool) -> Sequence[E_co]:
+        """What the context managers of ``node`` do as its block begins, or as it ends."""
+        ...
+
     def was_silent(self, key: object) -> None:
         """Something that was spliced in whole had no events: it need not be spliced again."""
         ...
 
-    def truth(self, test: ast.expr, frame: F) -> bool | None:
+    def decided(self, test: ast.expr, frame: F) -> bool | None:
         """Whether something outside of the text of ``test`` decides it."""
         ...
 
@@ -295,7 +299,9 @@ class _Builder(Generic[E, F]):
         elif isinstance(node, (ast.With, ast.AsyncWith)):
             for item in node.items:
                 self.items(item.context_expr, frame)
+            self.around(node, frame, entering=True)
             self.suite(node.body, frame)
+            self.around(node, frame, entering=False)
         elif isinstance(node, ast.Try) or type(node).__name__ == "TryStar":
             self.attempt(node, frame)  # type: ignore[arg-type]
         elif isinstance(node, ast.Match):
@@ -311,6 +317,14 @@ class _Builder(Generic[E, F]):
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             self.items(node, frame)
             self.binds(node)
+
+    def around(self, node: ast.With | ast.AsyncWith, frame: F, entering: bool) -> None:
+        """What a context manager does on the way in, or at the end of its block."""
+        for event in self.reader.managed(node, frame, entering):
+            if self.here is not None:
+                index = self.node("event", event)
+                self.link(self.here, index)
+                self.here = index
 
     def binds(self, node: ast.stmt) -> None:
         """Note where a name that a guard reads is bound anew."""
@@ -340,7 +354,7 @@ class _Builder(Generic[E, F]):
         self.items(node.test, frame)
         known = constant_truth(node.test)
         if known is None:
-            known = self.reader.truth(node.test, frame)
+            known = self.reader.decided(node.test, frame)
         fork = self.here
         ends: list[int | None] = []
         for taken, body in ((True, node.body), (False, node.orelse)):

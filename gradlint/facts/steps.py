@@ -244,9 +244,19 @@ def _regions(reader: StepReader, scopes: Scopes) -> Iterator[Region]:
     for function in functions:
         if function.node in called and function.node not in reader.entered:
             yield from _read(reader, function)
+    for function in functions:
+        if function.node in called and function.node in reader.entered & reader.pruned:
+            yield from (region for region in _read(reader, function) if _steps_in_a_loop(region))
     for cls, course in courses:
         if course.trainer and any(method.node in reader.unit.training for method in cls.methods.values()):
             yield _within_trainer(reader, cls, course)
+
+
+def _steps_in_a_loop(region: Region) -> bool:
+    """Whether a region is a training loop of its own: other calls of it may take the branches that this file's do
+    not."""
+    looping = {e.kind for k, e in region.events if region.graph.nodes[k].loops}
+    return {"backward", "step"} <= looping
 
 
 def _within_trainer(reader: StepReader, cls: Class, course: Course) -> Region:

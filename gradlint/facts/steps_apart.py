@@ -40,7 +40,11 @@ def apart(steps: StepFacts, clip: Event, step: Event) -> bool:
     given = steps.given(step.object)
     if not clip.roots or not given:
         return False
-    return all(_toldapart(steps, objects.own(root), objects.own(other)) for root in clip.roots for other in given)
+    return all(
+        _parts_of_one(root, other) or _toldapart(steps, objects.own(root), objects.own(other))
+        for root in clip.roots
+        for other in given
+    )
 
 
 _PAIRS = """teacher student, generator discriminator, netG netD, G D, actor critic, encoder decoder, policy value,
@@ -72,11 +76,30 @@ def _toldapart(steps: StepFacts, one: str, other: str) -> bool:
     owned = {root for found in given for root in found}
     if one in owned and other in owned and not any({one, other} <= found for found in given):
         return True  # each is given to an optimizer of its own
+    return _named_for_two(one, other)
+
+
+def _parts_of_one(one: str, other: str) -> bool:
+    """Whether two names are those of two attributes of one object: ``model.backbone`` and ``model.classifier``."""
     base, _, name = one.rpartition(".")
     same, _, sibling = other.rpartition(".")
-    if (_SAME_THING & set(words(name))) or (_SAME_THING & set(words(sibling))):
+    if any((_SAME_THING | PARAMETER_WORDS) & set(words(part)) for part in (name, sibling)):
         return False
     return bool(base) and base == same and base != "self" and name != sibling
+
+
+def _named_for_two(one: str, other: str) -> bool:
+    """Whether two variables have the names of two networks: ``model_src`` and ``model_tgt``."""
+    if not one.isidentifier() or not other.isidentifier():
+        return False
+    mine, others = words(one), words(other)
+    shared = set(mine) & set(others)
+    apart = [[w for w in said if w not in shared] for said in (mine, others)]
+    return bool(shared & _SAME_THING) and all(len(w) == 1 and not _VIEWS & set(w) for w in apart)
+
+
+_VIEWS = _SAME_THING | word_set("without no ema orig original main raw single local copy new old to train eval self")
+"""In the name of what may be another view of the same module."""
 
 
 def steps_from(

@@ -95,10 +95,16 @@ def _iterator(node: ast.stmt, target: ast.expr, value: ast.expr, frame: Context)
         yield event_of("iterator", node, frame, written, key, value=listed)
 
 
-def iterator_arguments(call: ast.Call, function: Function, frame: Context, inner: Context) -> Iterator[Event]:
-    """Parameters of a helper that this call gives an iterator: ``fit(net, net.parameters())``."""
+def iterator_arguments(
+    call: ast.Call, function: Function, frame: Context, inner: Context, bound: bool = False
+) -> Iterator[Event]:
+    """Parameters of a helper that this call gives an iterator: ``fit(net, net.parameters())``.
+
+    ``bound``: it is a method of an object, which is its first parameter.
+    """
     keywords = [(k.arg, k.value) for k in call.keywords if k.arg]
-    for parameter, argument in (*zip(function.parameters, call.args, strict=False), *keywords):
+    parameters = function.parameters[1:] if bound else function.parameters
+    for parameter, argument in (*zip(parameters, call.args, strict=False), *keywords):
         if parameter not in inner.unit.iterators or not isinstance(argument, ast.Call):
             continue
         if makes_iterator(argument, frame.unit.scopes, frame.scope, frame.unit.cache):
@@ -110,7 +116,7 @@ def iterator_arguments(call: ast.Call, function: Function, frame: Context, inner
 
 def handed_over(call: ast.Call, frame: Context, name: str | None = None) -> Iterator[Event]:
     """Iterators among the arguments of a call: used up by one that is known to, else out of sight."""
-    if not frame.unit.iterators:
+    if not frame.watched:
         return
     optimizer = _makes_optimizer(call, name)
     clips = callee(call, name) in TORCH_CLIPS
@@ -130,7 +136,7 @@ def handed_over(call: ast.Call, frame: Context, name: str | None = None) -> Iter
 
 def consumed(sources: Iterable[ast.expr], node: ast.AST, frame: Context, name: str) -> Iterator[Event]:
     """The iterators that a loop or a comprehension runs through."""
-    if not frame.unit.iterators:
+    if not frame.watched:
         return
     for source in sources:
         if _tracked(source, frame):
@@ -196,7 +202,8 @@ def _tracked(expr: ast.expr, frame: Context) -> bool:
     if (spelled(expr) or "") in frame.unit.iterators:
         return True
     key = frame.key(expr)
-    return key is not None and key in frame.unit.iterators
+    handed = isinstance(expr, ast.Name) and frame.names.get(expr.id) in frame.iterators
+    return handed or (key is not None and key in frame.unit.iterators)
 
 
 def _consumed(expr: ast.expr, node: ast.expr, frame: Context, name: str, raises: bool) -> Event:

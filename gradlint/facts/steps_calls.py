@@ -102,6 +102,8 @@ def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> E
     method = isinstance(call.func, ast.Attribute) and name is None
     objects, first = frame.unit.objects, call.args[0] if call.args else None
     certain = last in (METHOD_CLIPS if method else TORCH_CLIPS)
+    if not certain and "clip" in words(last) and _made_to_clip(call.func, frame):
+        certain, method = True, False
     listed = next((k.value for k in call.keywords if k.arg in {"parameters", "params"}), first)
     found = roots(listed, frame.key, frame.scope, objects) if listed is not None else frozenset()
     if not certain:
@@ -131,6 +133,17 @@ def clip_event(call: ast.Call, frame: Context, name: str | None, last: str) -> E
         logging=limit is not None and _is_infinite(limit, frame),
         own_scale=limit is not None and _takes_the_scale(limit, frame),
         wrapper=method and not of_model,
+    )
+
+
+def _made_to_clip(func: ast.expr, frame: Context) -> bool:
+    """Whether what is called was made by a function of the file that hands out PyTorch's own clip:
+    ``self.clip_fn = build_clipper(cfg)``, which returns ``partial(clip_grad_norm_, max_norm=...)``."""
+    made = frame.unit.objects.made_by.get(frame.key(func) or "", frozenset())
+    makers = [f for f in frame.unit.scopes.functions if f.qualname in made]
+    return bool(makers) and all(
+        any((getattr(n, "attr", None) or getattr(n, "id", None)) in TORCH_CLIPS for n in ast.walk(f.node))
+        for f in makers
     )
 
 

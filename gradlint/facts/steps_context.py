@@ -54,6 +54,13 @@ class Context:
     active: tuple[FunctionNode | ast.Lambda, ...]
     constants: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Parameters whose value the call tells."""
+    iterators: frozenset[str] = frozenset()
+    """The names of iterators of parameters in the files of the callers."""
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """The names of iterators of parameters that may be met here."""
+        return self.unit.iterators | self.iterators
 
     def key(self, expr: ast.expr) -> str | None:
         """A stable name for the object an expression means, in the terms of the region's own scope."""

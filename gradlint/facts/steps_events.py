@@ -9,6 +9,9 @@ from typing import Literal
 
 from gradlint.rule import Location
 
+APEX = "amp.scale_loss"
+"""The scaler of a loss that apex scales for a block."""
+
 Kind = Literal[
     "forward",
     "backward",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from gradlint.facts.cfg import Node
 from gradlint.facts.steps import Event, StepFacts
@@ -36,7 +36,8 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
         at = next((k for k, s in enumerate(body) if _on_line(s, step.line) and isinstance(s, ast.Expr)), None)
         if at is not None:
             first = next((k for k, s in enumerate(body[:at]) if _on_line(s, clear.line)), None)
-            return _unused_loss(body, first, at) if first is not None else None
+            forwards = {(e.line, e.location.column) for _, e in turn.events("forward")}
+            return _unused_loss(body, first, at, forwards) if first is not None else None
     return None
 
 
@@ -47,13 +48,13 @@ def _on_line(statement: ast.stmt, line: int) -> bool:
     return statement.lineno <= line <= (statement.end_lineno or statement.lineno)
 
 
-def _unused_loss(body: Sequence[ast.stmt], first: int, step: int) -> str | None:
+def _unused_loss(body: Sequence[ast.stmt], first: int, step: int, forwards: Collection[tuple[int, int]]) -> str | None:
     """The loss among the statements ahead of a step whose clearing is statement ``first``.
 
-    A call between the two might run backward, unless it is one of a loss function.
+    A call between the two might run backward, unless it is one of PyTorch, of a tensor, a model or a loss function.
     """
     between = [n for s in body[first + 1 : step] for n in ast.walk(s) if isinstance(n, ast.Call)]
-    if any(not _CRITERIA & set(words(ast.unparse(n.func).rpartition(".")[2])) for n in between):
+    if not all((n.lineno, n.col_offset + 1) in forwards or _computes(n) for n in between):
         return None
     for statement in reversed(body[:step]):
         calls = [n for n in ast.walk(statement) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
@@ -75,6 +76,19 @@ def _unused_loss(body: Sequence[ast.stmt], first: int, step: int) -> str | None:
     return None
 
 
+def _computes(call: ast.Call) -> bool:
+    """Whether a call is one of a library, of a tensor or of a loss function, going by its name."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    of_library = owner.partition(".")[0] in _LIBRARIES
+    return of_library or name in _OF_TENSORS or bool(_CRITERIA & set(words(name)))
+
+
+_LIBRARIES = word_set("torch F nn np numpy math functional th")
+_OF_TENSORS = word_set(
+    """detach size view reshape squeeze unsqueeze expand expand_as repeat mean sum pow sqrt exp log abs clamp float long
+    half to cuda cpu item data type type_as t permute transpose contiguous requires_grad_ fill_ add sub mul div max min
+    print len range train eval isinstance"""
+)
 _LOSSES = word_set("loss losses err error cost objective")
 _CRITERIA = word_set("criterion criterions crit mse bce nll ce kl mean sum entropy")
 

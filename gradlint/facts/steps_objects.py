@@ -81,7 +81,8 @@ class Objects:
     def is_scaler(self, key: str) -> bool:
         """Whether this is a gradient scaler (``torch.amp.GradScaler`` or its like)."""
         key = self.own(key)
-        return key in self.scalers or bool({"scaler", "scalers"} & set(words(last_name(key))))
+        said = set(words(last_name(key)))
+        return key in self.scalers or bool({"scaler", "scalers"} & said and not _OF_DATA & said)
 
     def is_off(self, key: str) -> bool:
         """Whether this is a scaler that is surely disabled."""
@@ -109,6 +110,10 @@ class Objects:
         key = self.own(key)
         known = set(words(last_name(key)))
         return key in self.others or bool(known & (SCHEDULERS | OTHER_STEPS))
+
+
+_OF_DATA = word_set("in out input output x y data standard std robust feature features target targets min max norm")
+"""Beside ``scaler``: what standardizes data."""
 
 
 def merged(every: Sequence[Objects]) -> Objects:
@@ -265,6 +270,13 @@ def _is_off(call: ast.Call) -> bool:
     )
 
 
+def _given_parameters(call: ast.Call) -> bool:
+    """``table[args.optimizer](model.parameters(), lr=1e-3)``."""
+    first = call.args[0] if call.args else None
+    inside = isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute)
+    return inside and first.func.attr in PARAMETER_METHODS  # type: ignore[union-attr]
+
+
 class _Reader:
     def __init__(self, scopes: Scopes, cache: ScopeCache) -> None:
         self.scopes = scopes
@@ -351,6 +363,7 @@ class _Reader:
             name.startswith("torch.optim.")
             or last in OPTIMIZER_CLASSES
             or named & {"optim", "optimizer", "optimiser", "adam", "sgd"}
+            or (OPTIMIZERS & set(words(last_name(key))) and _given_parameters(call))
         ):
             listed = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
             found = self.optimizers.setdefault(key, set())

@@ -26,7 +26,7 @@ from gradlint.facts.steps_calls import (
     loops_by_hand,
 )
 from gradlint.facts.steps_context import Context, Unit, Units, aliases
-from gradlint.facts.steps_events import Event, Frame
+from gradlint.facts.steps_events import APEX, Event, Frame, Kind
 from gradlint.facts.steps_guards import read_guards
 from gradlint.facts.steps_iterators import loop_source, loops_over
 from gradlint.facts.steps_objects import roots
@@ -77,6 +77,8 @@ class StepReader:
         self.unit = self.unit_of(source.path)
         self.entered: set[FunctionNode] = set()
         """The functions that were spliced into some graph."""
+        self.pruned: set[ast.AST] = set()
+        """Functions of which the arguments of a call left out a branch."""
         self._silent: set[object] = set()
         """Functions in which nothing happened."""
         self._reads: dict[ast.AST, bool] = {}
@@ -137,6 +139,13 @@ class StepReader:
             return None
         return bool(frame.constants[test.id]) if isinstance(test, ast.Name) and test.id in frame.constants else None
 
+    def decided(self, test: ast.expr, frame: Context) -> bool | None:
+        """See :class:`gradlint.facts.cfg.Reader`."""
+        found = self.truth(test, frame)
+        if found is not None and frame.active:
+            self.pruned.add(frame.active[-1])
+        return found
+
     def guards(self, test: ast.expr, truth: bool, frame: Context) -> Sequence[Guard]:
         """What holds where ``test`` came out as ``truth``."""
         return read_guards(test, truth, frame)
@@ -171,7 +180,7 @@ class StepReader:
                     items.append(dataclasses.replace(item, doubt="used", given=False, mild=False))
                 continue  # a call whose result is used computes something, if its name says nothing else
             items.append(item)
-        if frame.unit.iterators:
+        if frame.watched:
             items.extend(consumed(loops_over(node), node, frame, "comprehension"))
             items.extend(given_away(node, frame))
         if isinstance(node, ast.Expr) and isinstance(node.value, (ast.Yield, ast.YieldFrom)):
@@ -201,6 +210,21 @@ class StepReader:
             self._loops[node] = tuple(map(_as_loop, training))
             self._as_loops.update(training)
         return self._loops[node]
+
+    def managed(self, node: ast.With | ast.AsyncWith, frame: Context, entering: bool) -> Sequence[Event]:
+        """See :class:`gradlint.facts.cfg.Reader`: apex scales the loss for a block, and unscales as it ends."""
+        found = []
+        for item in node.items:
+            call, name = item.context_expr, item.optional_vars
+            if not isinstance(call, ast.Call) or callee(call) != "scale_loss" or not isinstance(name, ast.Name):
+                continue
+            if len(call.args) != 2 or call.keywords:
+                continue  # `delay_unscale`
+            optimizer = frame.key(call.args[1]) or ""
+            kind: Kind = "scale" if entering else "unscale"
+            key = (frame.key(name) or "") if entering else optimizer
+            found.append(event_of(kind, call, frame, "scale_loss", key, scaler=APEX))
+        return found
 
     def _trains(self, node: ast.AST, frame: Context) -> bool:
         """Whether a call in it leads to a function of the project that trains."""
@@ -300,8 +324,8 @@ class StepReader:
             if _decorated(function, unit):
                 yield event_of("unknown", call, frame, doubt="clearing")
             inside = self._enter(call, frame, target)
-            if unit.iterators and target.cls is None and not target.arguments:
-                yield from iterator_arguments(call, function, frame, inside)
+            if unit.iterators and not target.arguments:
+                yield from iterator_arguments(call, function, frame, inside, target.receiver is not None)
             yield Splice(function.node.body, inside, function.node)
         elif function.node in unit.training:
             yield event_of("unknown", call, frame, doubt="strong")
@@ -594,6 +618,7 @@ class StepReader:
             (*frame.frames, entry),
             (*frame.active, function.node),
             constants,
+            frame.watched if frame.unit is not unit else frame.iterators,
         )
 
 

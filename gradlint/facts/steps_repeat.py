@@ -8,7 +8,7 @@ from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
 from gradlint.facts.steps_loss import loss_left
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
-from gradlint.facts.steps_words import CLEARS, word_set, words
+from gradlint.facts.steps_words import CLEARS, TRAINING_OWNERS, word_set, words
 
 # -- GL104
 
@@ -202,6 +202,8 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
         turn = small  # the loop of the step has no backward of its own
     if turn is None and small is not None and _evaluates_without_backward(small, step):
         return small
+    if small is not None and _never_backward(steps, small, step):
+        return small
     if turn is None or step.wrapper or not step.object or any(True for _ in turn.events("accumulate")):
         return None
     # What was there ahead of a loop is gone after its first turn.
@@ -230,6 +232,17 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
     else:
         apart = "dropped" not in found and turn.loop is not None
     return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
+
+
+def _never_backward(steps: StepFacts, turn: Turn, step: Event) -> bool:
+    """Whether a loop runs a model, clears and steps, and nothing in the program runs backward, nor may run one."""
+    if turn.loop is None or step.wrapper or steps.objects is None or not steps.objects.of_torch(step.object):
+        return False
+    if any("backward" in steps.text(path) or "autograd" in steps.text(path) for path in steps.files):
+        return False
+    models = [e.object for _, e in turn.events("forward")]
+    doubtful = any(e.doubt != "weak" or e.given for _, e in turn.events("unknown"))
+    return bool(models) and not doubtful and not any(TRAINING_OWNERS - {"model"} & set(words(m)) for m in models)
 
 
 def _evaluates_without_backward(turn: Turn, step: Event) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gradlint.facts.cfg import Guard, Node
 from gradlint.facts.steps import Event, StepFacts
 from gradlint.facts.steps_apart import steps_from
+from gradlint.facts.steps_loss import loss_left
 from gradlint.facts.steps_states import WAITING, Turn, clears, follow, guards_held, one_optimizer, phases, reaches
 from gradlint.facts.steps_words import GRADIENTS, KEEPS_SIZE, PARAMETER_WORDS, words
 
@@ -19,8 +20,8 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     for node, step in stepped:
         if not reaches(turn.graph, index, node):
             continue
-        if clear.object == step.object and _straight(turn, index, node):
-            return step
+        if clear.object == step.object and _straight(turn, index, node, step):
+            return step if loss_left(steps, turn, node, step) is None else None
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
         # a loop over several optimizers comes back to the call that was just made
@@ -35,7 +36,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     return None
 
 
-def _straight(turn: Turn, index: int, node: int) -> bool:
+def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
     """Whether every path to a step has a backward, then the optimizer's own clearing, and nothing that could give
     gradients between that and the step: whatever an unknown call did ahead of the clearing, it is lost."""
 
@@ -47,6 +48,8 @@ def _straight(turn: Turn, index: int, node: int) -> bool:
             return state
         if event.kind == "backward":
             return "given"
+        if event.kind in {"step", "zero_grad"} and event.object != step.object:
+            return state
         if event.kind in {"step", "read", "zero_grad"} or (event.kind == "unknown" and event.doubt):
             return "none"
         return state

@@ -45,6 +45,8 @@ class Flow:
     """Names of functions that hold a backward pass, or call one that does."""
     eventful: Set[str] = field(default_factory=set)
     """Names of functions that hold an event, or call one that does."""
+    bound_later: Dict[str, Set[str]] = field(default_factory=dict)
+    """For each class: the attributes that methods other than ``__init__`` bind."""
     trains: Callable[[ast.AST], bool] = bool
     """Whether a node holds a training event."""
 
@@ -71,6 +73,8 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         calls.hidden = True
         flow.backprop = flow.eventful
     for name, tree in trees.items():
+        for owner in nodes_of(tree).classes:
+            flow.bound_later.setdefault(owner.name, set()).update(_bound_later(owner))
         counters = window_counters(tree)
         flow.counting.update(
             (name, n.test.lineno) for n in nodes_of(tree).branches if any(dotted(t) in counters for t in _parts(n.test))
@@ -81,6 +85,14 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         reader.loops(nodes_of(tree))
         reader.scalers(nodes_of(tree))
     return flow
+
+
+def _bound_later(owner: ast.ClassDef) -> Iterable[str]:
+    for method in owner.body:
+        if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and method.name != "__init__":
+            for node in ast.walk(method):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and dotted(node.value) == "self":
+                    yield node.attr
 
 
 def _parts(test: ast.expr) -> Iterable[ast.expr]:

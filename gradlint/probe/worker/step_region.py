@@ -163,10 +163,11 @@ def _is_static(node: Definition) -> bool:
 
 
 def _method(owner: type, name: str, tree: ast.Module, path: List[str], world: RunWorld) -> Any:
+    written, name = name, f"_{owner.__name__.lstrip('_')}{name}" if _is_private(name) else name
     raw = inspect.getattr_static(owner, name, None)
     if isinstance(raw, (staticmethod, classmethod)):
         return getattr(owner, name)
-    _open_class(owner, world, _Preparations(tree, path, name, world))
+    _open_class(owner, world, _Preparations(tree, path, written, world))
     instance = _instance(owner, _definition(tree, [*path, "__init__"]), world)
     return getattr(instance, name, None)
 
@@ -182,7 +183,22 @@ def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
         instance = object.__new__(owner)
         if isinstance(instance, torch.nn.Module):
             torch.nn.Module.__init__(instance)
+    _unsettle(instance, owner, world)
     return instance
+
+
+def _unsettle(instance: Any, owner: type, world: RunWorld) -> None:
+    """What ``__init__`` leaves at None and another method sets is unknown: that method has run, or it has not."""
+    for name in world.flow.bound_later.get(owner.__name__, ()):
+        held = f"_{owner.__name__.lstrip('_')}{name}" if _is_private(name) else name
+        if vars(instance).get(held, instance) is None:
+            path = f"self.{name}"
+            known = world.roles.of(path) is not None
+            object.__setattr__(instance, held, world.standins.value(path) if known else Ghost(path, hint=None))
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("__") and not name.endswith("__")
 
 
 def _make_concrete(owner: type) -> None:
