@@ -78,6 +78,8 @@ from gradlint.rule import Candidate, Judgement, Measurement, Rule, SourceEdit
 GROWN = 2.5
 """Norm at the third step, over that of one iteration's own gradient, from which gradients have piled up: three equal
 ones give 3 (FAULTS O7)."""
+GROWN_TWICE = 1.75
+"""The same at the second step, where a loop clears before there is a third: half of the growth."""
 STEADY = 1.2
 """The same ratio up to which they have not (FAULTS O7)."""
 
@@ -197,13 +199,14 @@ def judge(candidate: Candidate, measurement: Measurement) -> Judgement:
         return Judgement("unverified", reason="not-sliced", detail=detail, **common)
     norms, guards = written
     growth = _growth(norms)
+    grown = GROWN if len(norms) > 3 else GROWN_TWICE
     common |= {
         "measured": {"own_gradient": norms[0], "norms_at_steps": norms[1:], "growth": growth},
-        "threshold": {"growth": GROWN},
+        "threshold": {"growth": grown},
     }
     if growth < STEADY:
         return Judgement("refuted", detail="the gradient at the step does not grow", **common)
-    if growth <= GROWN:
+    if growth <= grown:
         return Judgement("unverified", reason="inconclusive", detail="the gradient grows, by less than a sum", **common)
     if not candidate.facts["has_edit"]:
         return Judgement("unverified", reason="not-sliced", detail=NO_EDIT, **common)
@@ -273,15 +276,27 @@ def _series(path: Mapping[str, Any], spot: Spot | None, every: bool) -> Iterator
             by_optimizer.setdefault(event["object"], []).append(event)
             by_parameters.setdefault(tuple(event.get("parameters", ())), []).append(event)
     anew = max(map(len, by_optimizer.values()), default=0) < 3  # each iteration makes its optimizer
+    cleared = [e for e in path.get("events", ()) if e["kind"] == "zero_grad"]
     for events in by_parameters.values() if anew else by_optimizer.values():
         if len(events) >= 3:
             own = float(events[0 if anew else 2]["accumulated"])
-            yield [float(f"{n:.6g}") for n in (own, *(float(e["norm_unscaled"]) for e in events[:3]))]
+            norms = [float(e["norm_unscaled"]) for e in events[:3]]
+            early = _cleared_between(path, events[0], events[1], cleared)
+            if not early and _cleared_between(path, events[1], events[2], cleared):
+                norms.pop()  # the loop is left after two steps, and what is round it clears
+            yield [float(f"{n:.6g}") for n in (own, *norms)]
+
+
+def _cleared_between(path: Mapping[str, Any], first: Any, second: Any, cleared: Sequence[Any]) -> bool:
+    """Whether the optimizer of two steps is cleared between them."""
+    events = list(path.get("events", ()))
+    between = events[events.index(first) : events.index(second)]
+    return any(e in between and e.get("object") == first.get("object") for e in cleared)
 
 
 def _growth(norms: Sequence[float]) -> float:
-    """The norm at the third step over that of what its own iteration gave: of one batch, that at the first step."""
-    return float(f"{norms[3] / norms[0]:.4g}")
+    """The norm at the last step over that of what its own iteration gave: of one batch, that at the first step."""
+    return float(f"{norms[-1] / norms[0]:.4g}")
 
 
 RULE = Rule(

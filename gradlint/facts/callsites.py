@@ -44,6 +44,8 @@ class CallSite:
     input_kwargs: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     closed: bool = True
+    owner: str = ""
+    """The class or function at the top of the file that the call stands in."""
     file: SourceFile | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -203,7 +205,18 @@ class _Finder:
                 inputs, input_kwargs, closer.used = (), {}, before
         names = tuple(sorted(closer.used))
         file = self.file
-        return CallSite(file.path, file.module, call.lineno, args, kwargs, inputs, input_kwargs, names, closed, file)
+        return CallSite(
+            file.path, file.module, call.lineno, args, kwargs, inputs, input_kwargs, names, closed, _owner(frame), file
+        )
+
+
+def _owner(frame: Frame) -> str:
+    name = ""
+    while frame.outer is not None:
+        node = frame.function or frame.cls
+        name = node.name if node is not None else name
+        frame = frame.outer
+    return name
 
 
 def _arguments(call: ast.Call, closer: Closer, frame: Frame) -> tuple[tuple[str, ...], dict[str, str], bool]:

@@ -63,8 +63,10 @@ def _unused_loss(body: Sequence[ast.stmt], first: int, step: int, forwards: Coll
             return None
         if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
             continue
-        target = statement.targets[0]
-        if isinstance(target, ast.Name) and _LOSSES & set(words(target.id)):
+        targets = statement.targets[0]
+        listed = targets.elts if isinstance(targets, ast.Tuple) else [targets]
+        target = next((t for t in listed if isinstance(t, ast.Name) and _LOSSES & set(words(t.id))), None)
+        if target is not None:
             given = [n for s in body[body.index(statement) + 1 : step] for n in ast.walk(s) if isinstance(n, ast.Call)]
             handed = any(isinstance(a, ast.Name) and a.id == target.id for n in given for a in n.args)
             spoken = any(

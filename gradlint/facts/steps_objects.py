@@ -270,6 +270,11 @@ def _is_off(call: ast.Call) -> bool:
     )
 
 
+def _is_named(key: str) -> bool:
+    """Whether a name is that of an optimizer: apex's own runs backward too, and holds nothing back."""
+    return bool(OPTIMIZERS & set(words(last_name(key))))
+
+
 def _given_parameters(call: ast.Call) -> bool:
     """``table[args.optimizer](model.parameters(), lr=1e-3)``."""
     first = call.args[0] if call.args else None
@@ -303,7 +308,11 @@ class _Reader:
             {key: frozenset(found) for key, found in self.optimizers.items()},
             frozenset(self.scalers),
             frozenset(self.models),
-            frozenset((self.backward & self.stepped) - self.others),
+            frozenset(
+                key
+                for key in (self.backward & self.stepped) - self.others
+                if key not in self.cleared or not _is_named(key)
+            ),
             {key: cls for key, cls in self.instances.items() if cls is not None},
             frozenset(self.others - set(self.optimizers)),
             frozenset(self.off - self.on),

@@ -20,7 +20,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     for node, step in stepped:
         if not reaches(turn.graph, index, node):
             continue
-        if clear.object == step.object and _straight(turn, index, node, step):
+        if clear.object == step.object and _plain(steps, step) and _straight(turn, index, node, step):
             return step if loss_left(steps, turn, node, step) is None else None
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
@@ -36,21 +36,36 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     return None
 
 
+def _plain(steps: StepFacts, step: Event) -> bool:
+    """Whether no other class than one of PyTorch is known to have made an optimizer: others may step without
+    gradients."""
+    objects = steps.objects
+    return objects is None or not objects.made_by.get(objects.own(step.object)) or objects.of_torch(step.object)
+
+
 def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
     """Whether every path to a step has a backward, then the optimizer's own clearing, and nothing that could give
-    gradients between that and the step: whatever an unknown call did ahead of the clearing, it is lost."""
+    gradients between that and the step: whatever an unknown call did ahead of the clearing, it is lost.
+
+    One loss may be that of several optimizers, where nothing is computed between their steps.
+    """
+    shared = len({e.location for _, e in turn.events("backward")}) == 1
 
     def transfer(at: Node[Event], state: str) -> str | None:
         event = at.event
         if at.index == index:
-            return "lost" if state == "given" else state
+            return "lost" if state in {"given", "shared"} else state
         if event is None or (state == "given" and event.kind == "unknown"):
             return state
         if event.kind == "backward":
             return "given"
         if event.kind in {"step", "zero_grad"} and event.object != step.object:
-            return state
-        if event.kind in {"step", "read", "zero_grad"} or (event.kind == "unknown" and event.doubt):
+            return "shared" if shared and state == "given" else state if state == "shared" else "none"
+        if (
+            state == "shared"
+            or event.kind in {"step", "read", "zero_grad"}
+            or (event.kind == "unknown" and event.doubt)
+        ):
             return "none"
         return state
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from gradlint.facts.callsites import CallSite
 from gradlint.facts.index import ProjectIndex
 from gradlint.facts.models import arguments
 from gradlint.facts.vanishing import MIN_DEPTH
@@ -67,6 +68,8 @@ def _model(
     calls.sort(key=lambda c: (c.line != line, arguments(c.args, c.kwargs) != text))
     own = [function for function, how, home in experiment.initialisers if how != "method" and not home]
     others = [(home, function) for function, how, home in experiment.initialisers if how != "method" and home]
+    if experiment.kind == "class" and not any(c.closed for c in calls):
+        others.extend(_makers(index, path, name, calls))
     part = slice_for(index, path, [name, *own], experiment.scope, calls, others)
     refused = _refused(part, name)
     if refused is not None:
@@ -86,6 +89,28 @@ def _model(
     }
     extra = {"remedies": list(experiment.remedies), "measures": list(experiment.measures)}
     return Prepared(_key("model", body), "model", {**body, **extra})
+
+
+MAX_MAKERS = 4
+"""Classes and functions around calls that are sliced with a class, so that it can be met inside of what makes it."""
+
+
+def _makers(index: ProjectIndex, path: str, name: str, calls: Sequence[CallSite]) -> list[tuple[str, str]]:
+    """Where a class is made with arguments that only its maker knows: the classes and functions round those calls.
+
+    Of a function, also what calls that.
+    """
+    found: list[tuple[str, str]] = []
+    work = [(path, name, calls)]
+    while work and len(found) < MAX_MAKERS:
+        home, made, sites = work.pop(0)
+        for site in sites:
+            maker = (site.path, site.owner)
+            if site.file is None or not site.owner or maker in found or maker == (home, made):
+                continue
+            found.append(maker)
+            work.append((*maker, index.call_sites(*maker)))
+    return found[:MAX_MAKERS]
 
 
 def _module(index: ProjectIndex, path: str, entry: str) -> str:

@@ -95,6 +95,8 @@ class Expressions(ast.NodeTransformer):
             made = ast.Call(func=ast.Name(id="_gl_init", ctx=ast.Load()), args=[func.value, *node.args], keywords=[])
             made.keywords = node.keywords
             return at(made, node)
+        if isinstance(func, ast.Attribute) and func.attr == "backward" and isinstance(func.value, ast.Name):
+            func.value = at(call("_gl_loss", func.value), func.value)
         stars = any(isinstance(a, ast.Starred) for a in node.args)
         maps = [k.value for k in node.keywords if k.arg is None]
         if not stars and not maps:

@@ -46,7 +46,7 @@ class Flow:
     eventful: Set[str] = field(default_factory=set)
     """Names of functions that hold an event, or call one that does."""
     bound_later: Dict[str, Set[str]] = field(default_factory=dict)
-    """For each class: the attributes that methods other than ``__init__`` bind."""
+    """For each class: the attributes that methods other than ``__init__`` bind, or that are surely no None."""
     trains: Callable[[ast.AST], bool] = bool
     """Whether a node holds a training event."""
 
@@ -74,7 +74,7 @@ def read(trees: Dict[str, ast.Module], entry: str, lines: Iterable[int]) -> Flow
         flow.backprop = flow.eventful
     for name, tree in trees.items():
         for owner in nodes_of(tree).classes:
-            flow.bound_later.setdefault(owner.name, set()).update(_bound_later(owner))
+            flow.bound_later.setdefault(owner.name, set()).update(_bound_later(owner), _needed(owner))
         counters = window_counters(tree)
         flow.counting.update(
             (name, n.test.lineno) for n in nodes_of(tree).branches if any(dotted(t) in counters for t in _parts(n.test))
@@ -93,6 +93,12 @@ def _bound_later(owner: ast.ClassDef) -> Iterable[str]:
             for node in ast.walk(method):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and dotted(node.value) == "self":
                     yield node.attr
+
+
+def _needed(owner: ast.ClassDef) -> Iterable[str]:
+    """The attributes whose own attributes or items a class asks for: ``self.cfg.lr``."""
+    asked = (n.value for n in ast.walk(owner) if isinstance(n, (ast.Attribute, ast.Subscript)))
+    return (v.attr for v in asked if isinstance(v, ast.Attribute) and dotted(v.value) == "self")
 
 
 def _parts(test: ast.expr) -> Iterable[ast.expr]:

@@ -336,15 +336,18 @@ class _Arguments:
 
 
 def _taken_from(node: Definition, kwargs: str) -> List[str]:
-    """The keys in ``kwargs["key"]`` and ``kwargs.pop("key")``."""
+    """The keys in ``kwargs["key"]``, ``kwargs.pop("key")`` and ``kwargs.get("key", False)``."""
     found: Dict[str, None] = {}
     for child in ast.walk(node):
         holder: Optional[ast.AST] = None
         key: Optional[ast.AST] = None
         if isinstance(child, ast.Subscript):
             holder, key = child.value, child.slice
-        elif isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr == "pop":
-            holder, key = child.func.value, child.args[0] if len(child.args) == 1 else None
+        elif (
+            isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr in ("pop", "get")
+        ):
+            off = len(child.args) == 2 and isinstance(child.args[1], ast.Constant) and not child.args[1].value
+            holder, key = child.func.value, child.args[0] if len(child.args) == 1 or off else None
         name = key.value if isinstance(key, ast.Constant) else None
         if isinstance(holder, ast.Name) and holder.id == kwargs and isinstance(name, str) and name.isidentifier():
             found[name] = None

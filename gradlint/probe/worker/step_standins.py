@@ -185,7 +185,8 @@ class StandIns:
         seen = [path]
         while self.roles.aliases.get(seen[-1], path) not in seen:
             seen.append(self.roles.aliases[seen[-1]])
-        return seen[-1]
+        back = self.roles.aliases.get(seen[-1])
+        return min(seen[seen.index(back) :]) if back in seen else seen[-1]  # two names of each other
 
     def _make(self, path: str, role: str) -> Any:
         if role.startswith(MANY):
