@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from gradlint.facts.cfg import Node
 from gradlint.facts.steps import Event, StepFacts
@@ -19,7 +19,7 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
 
     def transfer(node: Node[Event], state: str) -> str:
         event = node.event
-        if event is None or event.kind in _HARMLESS:
+        if event is None or event.kind in _HARMLESS or (event.kind == "compute" and _gives_a_loss(event.name)):
             return state
         if event.kind == "zero_grad" and event.object == step.object and event.frames == step.frames:
             return f"{node.index}"
@@ -32,13 +32,9 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
     source = steps.files.get(step.path)
     if clear is None or source is None:
         return None
-    for body in _bodies(source.tree):
-        at = next((k for k, s in enumerate(body) if _on_line(s, step.line) and isinstance(s, ast.Expr)), None)
-        if at is not None:
-            first = next((k for k, s in enumerate(body[:at]) if _on_line(s, clear.line)), None)
-            forwards = {(e.line, e.location.column) for _, e in turn.events("forward")}
-            return _unused_loss(body, first, at, forwards) if first is not None else None
-    return None
+    ahead = [s for s in _ahead(source.tree, step.line) if not _on_line(s, clear.line)]
+    forwards = {(e.line, e.location.column) for _, e in turn.events("forward")}
+    return _unused_loss(ahead, clear.line, forwards)
 
 
 _HARMLESS = frozenset({"forward", "make", "iterator", "scaler_update", "clip"})
@@ -48,61 +44,71 @@ def _on_line(statement: ast.stmt, line: int) -> bool:
     return statement.lineno <= line <= (statement.end_lineno or statement.lineno)
 
 
-def _unused_loss(body: Sequence[ast.stmt], first: int, step: int, forwards: Collection[tuple[int, int]]) -> str | None:
-    """The loss among the statements ahead of a step whose clearing is statement ``first``.
+def _ahead(tree: ast.Module, line: int) -> list[ast.stmt]:
+    """The statements that run ahead of the one on ``line`` in its function: those before it, in its block and in the
+    blocks round it."""
+    body: Sequence[ast.stmt] = tree.body
+    found: list[ast.stmt] = []
+    while True:
+        at = next((s for s in body if _on_line(s, line)), None)
+        if at is None:
+            return found
+        if isinstance(at, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found = []
+        else:
+            found.extend(body[: body.index(at)])
+        inner = (getattr(at, name, None) for name in ("body", "orelse", "finalbody"))
+        body = next((b for b in inner if isinstance(b, list) and any(_on_line(s, line) for s in b)), [])
 
-    A call between the two might run backward, unless it is one of PyTorch, of a tensor, a model or a loss function.
+
+def _unused_loss(ahead: Sequence[ast.stmt], clear: int, forwards: Collection[tuple[int, int]]) -> str | None:
+    """The last loss that statements compute, where nothing in them speaks of its backward.
+
+    A call behind line ``clear`` might run backward, unless it is one of PyTorch, a tensor, a model or a loss function.
     """
-    between = [n for s in body[first + 1 : step] for n in ast.walk(s) if isinstance(n, ast.Call)]
-    if not all((n.lineno, n.col_offset + 1) in forwards or _computes(n) for n in between):
+    nodes = [n for s in ahead for n in ast.walk(s)]
+    discarded = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+    between = [n for n in nodes if isinstance(n, ast.Call) and n.lineno > clear]
+    if not all((n.lineno, n.col_offset + 1) in forwards or _computes(n, id(n) in discarded) for n in between):
         return None
-    for statement in reversed(body[:step]):
-        calls = [n for n in ast.walk(statement) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-        doing = {n.func.attr for n in calls if isinstance(n.func, ast.Attribute)}
-        if doing & {"backward", "step", "manual_backward"}:
-            return None
-        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-            continue
-        targets = statement.targets[0]
-        listed = targets.elts if isinstance(targets, ast.Tuple) else [targets]
-        target = next((t for t in listed if isinstance(t, ast.Name) and _LOSSES & set(words(t.id))), None)
-        if target is not None:
-            given = [n for s in body[body.index(statement) + 1 : step] for n in ast.walk(s) if isinstance(n, ast.Call)]
-            handed = any(isinstance(a, ast.Name) and a.id == target.id for n in given for a in n.args)
-            spoken = any(
-                isinstance(n, ast.Call) and "backward" in ast.unparse(n.func) and target.id in _names(n)
-                for s in body
-                for n in ast.walk(s)
-            )
-            return None if handed or spoken else target.id
-    return None
+    lost: str | None = None
+    for node in sorted((n for n in nodes if isinstance(n, (ast.Assign, ast.Call))), key=lambda n: n.lineno):
+        if isinstance(node, ast.Call):
+            done = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            handed = any(isinstance(a, ast.Name) and a.id == lost for a in node.args)
+            if done in _PROPAGATE or (handed and not _computes(node, id(node) in discarded)):
+                lost = None
+        elif len(node.targets) == 1:
+            target = node.targets[0]
+            listed = target.elts if isinstance(target, ast.Tuple) else [target]
+            lost = next((t.id for t in listed if isinstance(t, ast.Name) and _LOSSES & set(words(t.id))), lost)
+    return lost
 
 
-def _computes(call: ast.Call) -> bool:
-    """Whether a call is one of a library, of a tensor or of a loss function, going by its name."""
+_PROPAGATE = frozenset({"backward", "step", "manual_backward"})
+
+
+def _computes(call: ast.Call, discarded: bool) -> bool:
+    """Whether a call is one of a library, of a tensor or of a loss function, going by its name; or a scaled loss that
+    nothing takes: ``scaler.scale(loss)``."""
     owner, _, name = ast.unparse(call.func).rpartition(".")
     of_library = owner.partition(".")[0] in _LIBRARIES
-    return of_library or name in _OF_TENSORS or bool(_CRITERIA & set(words(name)))
+    return of_library or name in _OF_TENSORS or _gives_a_loss(name) or (discarded and name == "scale")
+
+
+def _gives_a_loss(name: str) -> bool:
+    """Whether a function gives a loss by its name, and so runs no backward itself: ``criterion``, ``dice_loss``."""
+    said = words(name.rpartition(".")[2])
+    return bool(_CRITERIA & set(said)) or (said[-1:] == ["loss"] and not {"compute", "sharded"} & set(said))
 
 
 _LIBRARIES = word_set("torch F nn np numpy math functional th")
 _OF_TENSORS = word_set(
     """detach size view reshape squeeze unsqueeze expand expand_as repeat mean sum pow sqrt exp log abs clamp float long
     half to cuda cpu item data type type_as t permute transpose contiguous requires_grad_ fill_ add sub mul div max min
-    print len range train eval isinstance"""
+    norm softmax log_softmax sigmoid tanh relu gather scatter_ masked_select index_select argmax topk cumsum var matmul
+    mm bmm dot flatten chunk split numpy tolist new_zeros new_ones new_tensor double bool int print len range train eval
+    isinstance next zip enumerate list tuple dict str getattr hasattr iter autocast no_grad"""
 )
 _LOSSES = word_set("loss losses err error cost objective")
 _CRITERIA = word_set("criterion criterions crit mse bce nll ce kl mean sum entropy")
-
-
-def _bodies(tree: ast.AST) -> Iterator[list[ast.stmt]]:
-    """All lists of statements."""
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            found = getattr(node, name, None)
-            if isinstance(found, list) and found and isinstance(found[0], ast.stmt):
-                yield found
-
-
-def _names(node: ast.AST) -> frozenset[str]:
-    return frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))

@@ -242,6 +242,7 @@ def _never_backward(steps: StepFacts, turn: Turn, step: Event) -> bool:
         return False
     models = [e.object for _, e in turn.events("forward")]
     doubtful = any(e.doubt != "weak" or e.given for _, e in turn.events("unknown"))
+    doubtful |= any(not _is_criterion(e) for _, e in turn.events("compute"))  # a loss object may run its own backward
     return bool(models) and not doubtful and not any(TRAINING_OWNERS - {"model"} & set(words(m)) for m in models)
 
 

@@ -103,9 +103,11 @@ class Scopes:
         return next((c for c in self.classes if c.node is node), None)
 
     def class_of(self, expr: ast.expr, scope: Scope) -> Class | None:
-        """The class of this file that a name or ``Outer.Inner`` means."""
+        """The class of this file that a name or ``Outer.Inner`` means; not one that stands in for a missing import."""
         if isinstance(expr, ast.Name):
             binding = scope.lookup(expr.id)
+            if binding and binding.classes and self.dotted(expr, scope) is not None:
+                return None
             return binding.classes[-1] if binding and binding.classes else None
         if isinstance(expr, ast.Attribute):
             outer = self.class_of(expr.value, scope)

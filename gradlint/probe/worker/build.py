@@ -7,6 +7,7 @@ built from its own parts is not built: nothing stands in for a submodule.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import re
@@ -26,6 +27,7 @@ from model_calls import (
     short,
     signature_of,
 )
+from model_errors import failed_assert, value_in
 from model_inputs import FORWARD_LIMIT, Inputs, Search, Seen, Spec, captured, observe, seed_all
 from model_missing import Missing
 from model_values import NoGuess, alternatives, describe, guess
@@ -374,6 +376,10 @@ class _Finder:
         if twice and twice[1] in plan.guessed:  # the constructor passes it on itself
             yield plan.without(twice[1])
         candidates = {**{k: v for k, v in plan.sizes.items() if v is None}, **plan.guessed, **plan.overrides}
+        yield from _allowed(plan, candidates, error)
+        together = _all_missing(plan, error)
+        if together is not None:
+            yield together
         for name in blamed_by(error, list(candidates)):
             if name in plan.overrides and plan.overrides[name] != plan.guessed.get(name):
                 continue  # one repair per argument
@@ -391,8 +397,9 @@ class _Finder:
         if plan.open and name not in plan.sizes:
             yield plan.with_override(name, value)
         for argument, part in {**plan.guessed, **plan.overrides}.items():
-            if isinstance(part, _Part) and part.plan.open and name not in part.plan.sizes:
-                yield plan.with_override(argument, _Part(part.plan.with_override(name, value)))
+            if isinstance(part, _Part):
+                for better in _with_more(part.plan, name, value):
+                    yield plan.with_override(argument, _Part(better))
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, ProbeError):
@@ -401,6 +408,40 @@ class _Finder:
             self.failures.append(ProbeError("not-built", f"nothing tells what to pass as {error}; {HINT}"))
         else:
             self.failures.append(ProbeError("not-built", f"{short(error)}; {HINT}"))
+
+
+def _allowed(plan: Plan, candidates: Mapping[str, Any], error: BaseException) -> Iterator[Plan]:
+    """Plans with the values that a failed ``assert mode in {"binary", "multiclass"}`` lists."""
+    frame, node = failed_assert(error)
+    test = node.test if node is not None else None
+    if frame is None or not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.In):
+        return
+    name, listed = ast.unparse(test.left), value_in(test.comparators[0], frame)
+    if name in candidates and isinstance(listed, (list, tuple, set, frozenset, dict)):
+        for value in sorted(listed, key=str)[:3]:
+            yield plan.with_override(name, value)
+
+
+def _all_missing(plan: Plan, error: BaseException) -> Optional[Plan]:
+    """A plan with all the arguments that are None and that an error names: "depth, heads and mlp_dim must be given"."""
+    empty = [name for name, value in plan.sizes.items() if value is None and name not in plan.overrides]
+    found = [name for name in empty if re.search(rf"\b{re.escape(name)}\b", str(error))]
+    if len(found) < 2:
+        return None
+    for name in found:
+        for value in alternatives(name, None, error)[:1]:
+            plan = plan.with_override(name, value)
+    return plan
+
+
+def _with_more(plan: Plan, name: str, value: Any) -> Iterator[Plan]:
+    """The plan of a part, or of a part of it, with one more argument, where it takes ``**kwargs``."""
+    if plan.open and name not in plan.sizes:
+        yield plan.with_override(name, value)
+    for argument, part in {**plan.guessed, **plan.overrides}.items():
+        if isinstance(part, _Part):
+            for better in _with_more(part.plan, name, value):
+                yield plan.with_override(argument, _Part(better))
 
 
 @dataclass(frozen=True)

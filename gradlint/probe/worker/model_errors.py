@@ -273,15 +273,15 @@ _RULES: Tuple[Tuple[str, Rule], ...] = (
 
 def _from_assert(spec: Spec, error: BaseException) -> Iterator[Spec]:
     """Evaluate both sides of a failed ``assert a == b`` (or ``a % b == 0``) where it stands."""
-    frame, node = _failed_assert(error)
+    frame, node = failed_assert(error)
     if frame is None or node is None:
         return
     for compare in ast.walk(node.test):
         if not isinstance(compare, ast.Compare) or len(compare.ops) != 1:
             continue
-        left, right = _value(compare.left, frame), _value(compare.comparators[0], frame)
+        left, right = value_in(compare.left, frame), value_in(compare.comparators[0], frame)
         if isinstance(compare.left, ast.BinOp) and isinstance(compare.left.op, ast.Mod) and right == 0:
-            size, chunk = _value(compare.left.left, frame), _value(compare.left.right, frame)
+            size, chunk = value_in(compare.left.left, frame), value_in(compare.left.right, frame)
             yield from _replaced(spec, [(size, _up(size, chunk))])
         elif isinstance(left, int) and isinstance(right, int) and left != right:
             yield from _replaced(spec, [(left, right), (right, left)])
@@ -299,7 +299,8 @@ def _asks_for_rank(compare: ast.Compare, right: int) -> bool:
     return right <= 6 and ("ndim" in text or "dim()" in text or "len(" in text)
 
 
-def _failed_assert(error: BaseException) -> Tuple[Optional[FrameType], Optional[ast.Assert]]:
+def failed_assert(error: BaseException) -> Tuple[Optional[FrameType], Optional[ast.Assert]]:
+    """The innermost assert of sliced code that an error came from, and its frame."""
     trace, last = error.__traceback__, None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.startswith(FILE_PREFIX):
@@ -314,7 +315,7 @@ def _failed_assert(error: BaseException) -> Tuple[Optional[FrameType], Optional[
     return None, None
 
 
-def _value(node: ast.expr, frame: FrameType) -> Any:
+def value_in(node: ast.expr, frame: FrameType) -> Any:
     """The value of an expression in a frame; None where it raises."""
     code = compile(ast.Expression(node), "<assert>", "eval")
     try:
