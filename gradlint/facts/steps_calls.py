@@ -19,6 +19,7 @@ from gradlint.facts.steps_words import (
     HOOK_WORDS,
     METHOD_CLIPS,
     OF_ANYTHING,
+    OF_WEIGHTS,
     OTHER_STEPS,
     PASSIVE,
     PASSIVE_OWNERS,
@@ -358,7 +359,7 @@ def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> st
     trains = bool(TRAINING_OWNERS & named) and not named & PASSIVE_OWNERS
     if func.attr == "train" and (frame.unit.objects.is_model(owner) or not trains):
         return ""
-    touching = known & STRONG
+    touching = known & STRONG - ({"clip"} if known & OF_WEIGHTS else set())
     return "strong" if touching and (trains or not touching <= OF_ANYTHING) else ""
 
 

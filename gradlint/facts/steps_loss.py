@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gradlint.facts.cfg import Node
 from gradlint.facts.steps import Event, StepFacts
+from gradlint.facts.steps_scopes import spelled
 from gradlint.facts.steps_states import Turn, follow
-from gradlint.facts.steps_words import word_set, words
+from gradlint.facts.steps_words import last_name, word_set, words
 
 
 def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | None:
@@ -26,7 +27,8 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
         return "" if event.kind != "zero_grad" else state
 
     before = follow(turn.graph, {turn.graph.entry: frozenset({""})}, transfer).get(index, frozenset())
-    if step.wrapper or not step.object or len(before) != 1 or before == frozenset({""}):
+    plain = steps.objects is not None and steps.objects.may_be_of_torch(step.object)
+    if step.wrapper or not plain or not step.object or len(before) != 1 or before == frozenset({""}):
         return None
     clear = turn.graph.nodes[int(next(iter(before)))].event
     source = steps.files.get(step.path)
@@ -35,6 +37,39 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
     ahead = [s for s in _ahead(source.tree, step.line) if not _on_line(s, clear.line)]
     forwards = {(e.line, e.location.column) for _, e in turn.events("forward")}
     return _unused_loss(ahead, clear.line, forwards)
+
+
+def only_computes(steps: StepFacts, turn: Turn, step: Event, losses: bool = False) -> bool:
+    """Whether no call in the loop of a step, ahead of it, may run backward: a loss object may do that by itself.
+
+    ``losses``: only calls that speak of a loss are asked.
+    """
+    source = steps.files.get(step.path)
+    forwards = {(e.line, e.location.column) for _, e in turn.events("forward", "zero_grad", "clip")}
+    loops = [n for n in ast.walk(source.tree) if isinstance(n, (ast.For, ast.While))] if source is not None else []
+    inner = [n for n in loops if _on_line(n, step.line)]
+    if not inner:
+        return False
+    assert source is not None
+    own = {n.name: n for n in ast.walk(source.tree) if isinstance(n, ast.FunctionDef)}
+    calls = [n for s in inner[-1].body for n in ast.walk(s) if isinstance(n, ast.Call) and n.lineno < step.line]
+    if losses:
+        calls = [n for n in calls if {"loss", "losses"} & set(words(spelled(n.func) or ""))]
+    return all(_is_harmless(n, forwards, own, 0) for n in calls)
+
+
+def _is_harmless(
+    call: ast.Call, known: Collection[tuple[int, int]], own: Mapping[str, ast.FunctionDef], depth: int
+) -> bool:
+    """Whether a call runs no backward: one that was read, a computation, or a function of the file that makes only
+    such calls."""
+    if (call.lineno, call.col_offset + 1) in known or _computes(call, False):
+        return True
+    body = own.get((spelled(call.func) or "").rpartition(".")[2])
+    if body is None or depth > 3:
+        return False
+    inner = [n for s in body.body for n in ast.walk(s) if isinstance(n, ast.Call)]
+    return all(_is_harmless(n, known, own, depth + 1) for n in inner)
 
 
 _HARMLESS = frozenset({"forward", "make", "iterator", "scaler_update", "clip"})
@@ -75,13 +110,13 @@ def _unused_loss(ahead: Sequence[ast.stmt], clear: int, forwards: Collection[tup
     for node in sorted((n for n in nodes if isinstance(n, (ast.Assign, ast.Call))), key=lambda n: n.lineno):
         if isinstance(node, ast.Call):
             done = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            handed = any(isinstance(a, ast.Name) and a.id == lost for a in node.args)
+            handed = any(spelled(a) == lost for a in node.args)
             if done in _PROPAGATE or (handed and not _computes(node, id(node) in discarded)):
                 lost = None
         elif len(node.targets) == 1:
             target = node.targets[0]
             listed = target.elts if isinstance(target, ast.Tuple) else [target]
-            lost = next((t.id for t in listed if isinstance(t, ast.Name) and _LOSSES & set(words(t.id))), lost)
+            lost = next((n for n in map(spelled, listed) if n and _LOSSES & set(words(last_name(n)))), lost)
     return lost
 
 
@@ -108,7 +143,7 @@ _OF_TENSORS = word_set(
     half to cuda cpu item data type type_as t permute transpose contiguous requires_grad_ fill_ add sub mul div max min
     norm softmax log_softmax sigmoid tanh relu gather scatter_ masked_select index_select argmax topk cumsum var matmul
     mm bmm dot flatten chunk split numpy tolist new_zeros new_ones new_tensor double bool int print len range train eval
-    isinstance next zip enumerate list tuple dict str getattr hasattr iter autocast no_grad"""
+    isinstance next zip enumerate list tuple dict str getattr hasattr iter autocast no_grad append extend"""
 )
 _LOSSES = word_set("loss losses err error cost objective")
 _CRITERIA = word_set("criterion criterions crit mse bce nll ce kl mean sum entropy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -50,9 +51,14 @@ class Objects:
     def of_torch(self, key: str) -> bool:
         """Whether an optimizer is made from a class of ``torch.optim``, or from one of that name."""
         names = self.made_by.get(self.own(key), frozenset())
-        return bool(names) and all(
-            n.startswith("torch.optim.") or n.rsplit(".", 1)[-1] in OPTIMIZER_CLASSES for n in names
-        )
+        return bool(names) and all(map(_is_torch, names))
+
+    def may_be_of_torch(self, key: str) -> bool:
+        """Whether no other class than one of PyTorch is known to have made an optimizer: others may step without
+        gradients."""
+        names = self.made_by.get(self.own(key), frozenset())
+        made = {n for n in names if re.fullmatch(r"[A-Z][A-Za-z0-9]*", n.rsplit(".", 1)[-1])}
+        return all(_is_torch(name) for name in made)
 
     def distinct(self, one: str, other: str) -> bool:
         """Whether two modules are surely two: both are constructed here, and neither is given the other."""
@@ -114,6 +120,10 @@ class Objects:
 
 _OF_DATA = word_set("in out input output x y data standard std robust feature features target targets min max norm")
 """Beside ``scaler``: what standardizes data."""
+
+
+def _is_torch(name: str) -> bool:
+    return name.startswith("torch.optim.") or name.rsplit(".", 1)[-1] in OPTIMIZER_CLASSES
 
 
 def merged(every: Sequence[Objects]) -> Objects:
@@ -207,6 +217,9 @@ def _roots_of_call(
     if isinstance(function, ast.Attribute) and function.attr in PARAMETER_METHODS:
         owner = key(function.value)
         return frozenset({owner}) if owner else frozenset()
+    if isinstance(function, ast.Attribute) and not call.args and words(function.attr)[-1:] == ["parameters"]:
+        part = key(function)  # `model.actor_parameters()`
+        return frozenset({f"{part}()"}) if part else frozenset()
     found = set()
     for argument in call.args:
         if isinstance(argument, ast.Lambda):
@@ -268,6 +281,12 @@ def _is_off(call: ast.Call) -> bool:
     return any(
         k.arg == "enabled" and isinstance(k.value, ast.Constant) and k.value.value is False for k in call.keywords
     )
+
+
+def _speaks_of_weights(expr: ast.expr) -> bool:
+    """Whether an argument lists parameters, or is a model by its name."""
+    named = set(words(last_name(spelled(expr) or "")))
+    return _lists_parameters(expr) or bool(named & (MODELS | PARAMETER_WORDS))
 
 
 def _is_named(key: str) -> bool:
@@ -369,13 +388,17 @@ class _Reader:
             self.scalers.add(key)
             (self.off if _is_off(call) else self.on).add(key)
         elif (
-            name.startswith("torch.optim.")
+            (name.startswith("torch.optim.") and "swa_utils" not in name)
             or last in OPTIMIZER_CLASSES
             or named & {"optim", "optimizer", "optimiser", "adam", "sgd"}
             or (OPTIMIZERS & set(words(last_name(key))) and _given_parameters(call))
         ):
             listed = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "params"), None)
             found = self.optimizers.setdefault(key, set())
+            if not last[:1].isupper() and not (listed is not None and _speaks_of_weights(listed)):
+                # `build_optimizer(cfg, model)`: what it is given first need not be the parameters
+                others = [*call.args, *(k.value for k in call.keywords)]
+                listed = next((a for a in others if _speaks_of_weights(a)), listed if len(others) == 1 else None)
             if listed is not None:
                 found |= roots(listed, written, scope, None)
         elif cls is not None and any(base.endswith("Module") for base in self.cache.base_names(cls)):
@@ -414,7 +437,8 @@ class _Reader:
         key = spelled(function.value)
         if key is None:
             return
-        if function.attr in MODEL_METHODS:
+        mode = function.attr == "train" and not call.args and bool(MODELS & set(words(last_name(key))))
+        if function.attr in MODEL_METHODS or mode:
             self.models.add(key)
         elif function.attr == "zero_grad":
             self.cleared.add(key)

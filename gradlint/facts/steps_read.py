@@ -36,6 +36,7 @@ from gradlint.facts.steps_words import (
     BACKWARDS,
     CLEARS,
     FUNCTION_CLEARS,
+    PRECISION,
     SCALES,
     STANDARD,
     STOPS,
@@ -185,16 +186,18 @@ class StepReader:
             items.extend(given_away(node, frame))
         if isinstance(node, ast.Expr) and isinstance(node.value, (ast.Yield, ast.YieldFrom)):
             items.append(event_of("unknown", node, frame, "yield", doubt="clearing"))
-        if not any(isinstance(item, Event) and item.kind in {"zero_grad", "unscale"} for item in items):
+        happened = [item for item in items if isinstance(item, Event)]
+        if not any(event.kind in {"zero_grad", "unscale"} or event.name == AVERAGED for event in happened):
             if node not in self._reads:
                 self._reads[node] = reads_gradients(node)
             if self._reads[node]:
                 items.append(event_of("read", node, frame, "grad"))
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and is_grad(node.target):
             scales = isinstance(node.op, (ast.Mult, ast.Div))
-            items.append(
-                event_of("unscale" if scales else "unknown", node, frame, "grad", doubt="" if scales else "strong")
-            )
+            if not scales or not _is_count(node.value):
+                items.append(
+                    event_of("unscale" if scales else "unknown", node, frame, "grad", doubt="" if scales else "strong")
+                )
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 items.extend(assigned_events(node, target, node.value, frame))
@@ -373,7 +376,8 @@ class StepReader:
             yield event_of("unknown", call, frame, doubt="clearing")
             yield backward_event(call, frame)
         elif attr in {"accumulate", "no_sync", "no_backward_sync"} and isinstance(call.func, ast.Attribute):
-            if attr == "accumulate" and "accelerator" in words(owner):
+            made = objects.made_by.get(objects.own(owner), frozenset())
+            if attr == "accumulate" and ("accelerator" in words(owner) or any(n.endswith("Accelerator") for n in made)):
                 yield event_of("accumulate", call, frame, object=owner)
         elif attr in CLEARS:
             cleared = frozenset({owner}) if owner and objects.is_model(owner) else frozenset()
@@ -381,7 +385,8 @@ class StepReader:
         elif attr == "zero_" and isinstance(function.value, ast.Attribute) and is_grad(function.value):
             yield event_of("zero_grad", call, frame, object=owner.split(".grad")[0])
         elif attr in SCALES and isinstance(function.value, ast.Attribute) and is_grad(function.value):
-            yield event_of("unscale", call, frame)  # `p.grad.data.div_(scale)`
+            averaged = bool(call.args) and _is_count(call.args[0])
+            yield event_of("compute" if averaged else "unscale", call, frame, AVERAGED if averaged else "")
         elif attr.endswith("_") and isinstance(function.value, ast.Attribute) and is_grad(function.value):
             yield event_of("unknown", call, frame, doubt="strong")  # `p.grad.add_(g)`: gradients made by hand
         elif attr == "unscale_" or (attr == "unscale" and objects.is_scaler(owner)):
@@ -622,6 +627,7 @@ class StepReader:
         )
 
 
+AVERAGED = "averaged gradients"
 _UPDATES = frozenset({"update_grad", "need_update"})
 
 
@@ -633,6 +639,17 @@ def _callable_scaler(call: ast.Call, frame: Context) -> Iterator[Event]:
     yield event_of("backward", call, frame, object=frame.key(call.args[0]) or "", scaler=written, wrapper=True)
     window = any(guard.counter for guard in read_guards(update, True, frame))
     yield event_of("step", call, frame, object=frame.key(call.args[1]) or "", wrapper=not window, window=window)
+
+
+def _is_count(factor: ast.expr) -> bool:
+    """Whether a factor is a number of micro-batches, machines or tokens, going by its name, and no loss scale."""
+    said = set(words(ast.unparse(factor)))
+    return bool(said & _COUNTS) and not said & PRECISION
+
+
+_COUNTS = word_set(
+    "count counts accum accumulation acc steps step num n world size batch batches bsz bs tokens length len micro"
+)
 
 
 def _decorated(function: Function, unit: Unit) -> bool:

@@ -6,7 +6,7 @@ import re
 
 from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
-from gradlint.facts.steps_loss import loss_left
+from gradlint.facts.steps_loss import loss_left, only_computes
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
 from gradlint.facts.steps_words import CLEARS, TRAINING_OWNERS, word_set, words
 
@@ -126,7 +126,9 @@ def _of_another(steps: StepFacts, turn: Turn, clear: Event, step: Event) -> bool
         return True
     if steps.related(clear, step) is True or clear.object == step.object:
         return False
-    if clear.object.rpartition(".")[0] != step.object.rpartition(".")[0]:
+    mine, owner = clear.object.rpartition(".")[0], step.object.rpartition(".")[0]
+    both_held = all(key.startswith("self.") for key in (mine, owner))  # `self.policy.optim`, `self.q_function.optim`
+    if mine != owner and not both_held:
         return False  # `self.opt` may be what another function calls `optimizer`
     return any(e.object == clear.object for _, e in turn.events("step"))
 
@@ -230,7 +232,7 @@ def unfed(steps: StepFacts, region: Region, index: int, step: Event) -> Turn | N
         behind = any(k < index and turn.graph.nodes[k].loops == loops for k, _ in turn.events("backward"))
         apart = apart or (behind and _alone_with_its_parameters(steps, turn, step))
     else:
-        apart = "dropped" not in found and turn.loop is not None
+        apart = "dropped" not in found and turn.loop is not None and only_computes(steps, turn, step, True)
     return turn if apart and inside == frozenset({"cleared"}) and _nothing_between(turn, index) else None
 
 
@@ -242,8 +244,9 @@ def _never_backward(steps: StepFacts, turn: Turn, step: Event) -> bool:
         return False
     models = [e.object for _, e in turn.events("forward")]
     doubtful = any(e.doubt != "weak" or e.given for _, e in turn.events("unknown"))
-    doubtful |= any(not _is_criterion(e) for _, e in turn.events("compute"))  # a loss object may run its own backward
-    return bool(models) and not doubtful and not any(TRAINING_OWNERS - {"model"} & set(words(m)) for m in models)
+    if doubtful or not only_computes(steps, turn, step):
+        return False
+    return bool(models) and not any(TRAINING_OWNERS - {"model"} & set(words(m)) for m in models)
 
 
 def _evaluates_without_backward(turn: Turn, step: Event) -> bool:

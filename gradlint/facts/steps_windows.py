@@ -20,7 +20,7 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     for node, step in stepped:
         if not reaches(turn.graph, index, node):
             continue
-        if clear.object == step.object and _plain(steps, step) and _straight(turn, index, node, step):
+        if clear.object == step.object and _of_torch(steps, step) and _straight(turn, index, node, step):
             return step if loss_left(steps, turn, node, step) is None else None
         before = phases(steps, turn.graph, step)
         found, ahead = before.get(node, frozenset()), before.get(index, frozenset())
@@ -36,11 +36,8 @@ def dropped_at(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event 
     return None
 
 
-def _plain(steps: StepFacts, step: Event) -> bool:
-    """Whether no other class than one of PyTorch is known to have made an optimizer: others may step without
-    gradients."""
-    objects = steps.objects
-    return objects is None or not objects.made_by.get(objects.own(step.object)) or objects.of_torch(step.object)
+def _of_torch(steps: StepFacts, step: Event) -> bool:
+    return steps.objects is None or steps.objects.may_be_of_torch(step.object)
 
 
 def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
@@ -54,7 +51,7 @@ def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
     def transfer(at: Node[Event], state: str) -> str | None:
         event = at.event
         if at.index == index:
-            return "lost" if state in {"given", "shared"} else state
+            return {"given": "lost", "shared": "lost at once"}.get(state, state)
         if event is None or (state == "given" and event.kind == "unknown"):
             return state
         if event.kind == "backward":
@@ -70,7 +67,7 @@ def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
         return state
 
     before = follow(turn.graph, {turn.graph.entry: frozenset({"none"})}, transfer)
-    return before.get(node) == frozenset({"lost"})
+    return before.get(node, frozenset({""})) <= {"lost", "lost at once"}
 
 
 def _inner(turn: Turn, index: int) -> bool:
@@ -81,8 +78,9 @@ def _inner(turn: Turn, index: int) -> bool:
 
 def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) -> Event | None:
     """The step that an accumulation holds back while ``clear`` runs in every micro-batch."""
-    if turn.loop is None or any(True for _ in turn.events("accumulate", "read")):
+    if any(True for _ in turn.events("accumulate", "read")) or (turn.loop is None and not turn.region.qualname):
         return None
+    own = (turn.loop,) if turn.loop is not None else ()  # of a function that counts, the loop is elsewhere
     held = guards_held(turn.graph)
     window = _window(turn, index)
     for node, step in turn.events("step"):
@@ -102,7 +100,7 @@ def cleared_each_turn(steps: StepFacts, turn: Turn, index: int, clear: Event) ->
             continue
         if any(guard in held.get(index, frozenset()) for guard in waits):
             continue
-        if turn.graph.nodes[node].loops[-1:] != (turn.loop,) or turn.graph.nodes[index].loops[-1:] != (turn.loop,):
+        if turn.graph.nodes[node].loops[-1:] != own or turn.graph.nodes[index].loops[-1:] != own:
             continue
         if _held_back(held.get(index, frozenset())):
             continue

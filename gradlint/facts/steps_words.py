@@ -105,6 +105,8 @@ KEEPS_SIZE = REDUCES | word_set(
     "copy sync synchronize share broadcast gather push send noise log logging record check save track plot"
 )
 """With one of :data:`GRADIENTS`: what is done to gradients that is no clip."""
+OF_WEIGHTS = word_set("weight weights")
+"""With ``clip``: what is limited are the weights, no gradient."""
 PASSIVE = word_set("polyak soft hard ema target moving symlink")
 """With ``update``: a copy of the weights is moved, no gradient."""
 PASSIVE_OWNERS = word_set(

@@ -52,11 +52,15 @@ def limited(
     loop = _open(recorder, module, line)
     loop.unknown = isinstance(items, Ghost)
     endless = brief and (loop.unknown or isinstance(items, GhostRange))
+    item: Any = None
     try:
         while True:
             try:
                 item = next(source)
             except StopIteration:
+                if same is not None and loop.iteration == loop.steps == 1 and type(item) is int:
+                    source = iter([item] * (MAX_STEPS - 1))  # a data set of unknown size need not be one batch long
+                    continue
                 if not forced or loop.iteration:
                     return
                 source, forced = _instead(items, line), False

@@ -184,6 +184,12 @@ def _instance(owner: type, init: Optional[Definition], world: RunWorld) -> Any:
         if isinstance(instance, torch.nn.Module):
             torch.nn.Module.__init__(instance)
     _unsettle(instance, owner, world)
+    if isinstance(instance, torch.nn.Module):
+        world.standins.bound.setdefault("self", instance)
+        if not any(True for _ in instance.parameters()):  # its constructor failed: what it would have made
+            for path, role in list(world.roles.by_path.items()):
+                if role == MODEL and re.fullmatch(r"self\.\w+", path):
+                    getattr(instance, path[5:], None)
     return instance
 
 
@@ -271,7 +277,10 @@ def _open_class(owner: type, world: RunWorld, preparations: _Preparations) -> No
         path = f"self.{name}"
         if world.roles.of(path) is not None:
             value = world.standins.value(path)
-            object.__setattr__(self, name, value)
+            if isinstance(self, torch.nn.Module) and isinstance(value, torch.nn.Module):
+                self._modules.setdefault(name, value)  # its parameters are those of the object
+            else:
+                object.__setattr__(self, name, value)
             return value
         return attribute_of(self, name)
 

@@ -95,6 +95,7 @@ class _Writer:
         if isinstance(node, ast.ClassDef):
             self.path.append(node.name)
             node.body = self._docstring_first(node.body, frozenset())
+            node.keywords = [k for k in node.keywords if k.arg == "metaclass"]  # an unknown base takes none
             self.path.pop()
             return [self._guarded(node, [node.name], [], seen, node)]
         if isinstance(node, ast.If):
