@@ -20,6 +20,7 @@ from gradlint.facts.values import (
     Ref,
     Tensor,
     Value,
+    Weight,
 )
 from gradlint.probe.worker.layergraph import (
     JOIN,
@@ -150,6 +151,8 @@ class Builtins:
                 return not (isinstance(found, Bound) and found.owner is owner)
             if isinstance(owner, Container):
                 return False
+            if isinstance(owner, Weight):
+                return args[1] in _OF_WEIGHTS or UNKNOWN
         return UNKNOWN
 
     def _b_type(self, args: list[Value], kwargs: dict[str, Value], node: ast.Call) -> Value:
@@ -226,3 +229,7 @@ def _layer_is(layer: Layer, name: str, short: str) -> Value:
 
 def _small_pow(a: float, b: float) -> Value:
     return a**b if abs(b) <= 64 and abs(a) < 1e6 else UNKNOWN
+
+
+_OF_WEIGHTS = frozenset({"data", "grad", "shape", "size", "requires_grad", "dtype", "device"})
+"""Some of the attributes that every parameter has."""

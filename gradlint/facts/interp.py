@@ -745,16 +745,28 @@ def _leaves(body: Sequence[ast.stmt]) -> bool:
     return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
 
 
+def _same_class(left: Value, right: Value) -> bool | None:
+    """Whether two classes are one; None where one of the two is none."""
+    if isinstance(left, Ref) and isinstance(right, Ref):
+        return left.name == right.name
+    if isinstance(left, ClassValue) and isinstance(right, ClassValue):
+        return left.node is right.node
+    return False if all(isinstance(v, (Ref, ClassValue)) for v in (left, right)) else None
+
+
 def _compare(op: ast.cmpop, left: Value, right: Value) -> Value:
     if isinstance(op, (ast.Is, ast.IsNot)):
         if left is UNKNOWN or right is UNKNOWN:
             return UNKNOWN
-        same = left is right or (isinstance(left, _PLAIN) and isinstance(right, _PLAIN) and left == right)
-        if isinstance(left, Ref) and isinstance(right, Ref):
-            same = left.name == right.name
-        if isinstance(left, ClassValue) and isinstance(right, ClassValue):
-            same = left.node is right.node
+        plain = isinstance(left, _PLAIN) and isinstance(right, _PLAIN) and left == right
+        same = left is right or bool(plain or _same_class(left, right))
         return same if isinstance(op, ast.Is) else not same
+    if isinstance(op, (ast.Eq, ast.NotEq)) and (one := _same_class(left, right)) is not None:
+        return one == isinstance(op, ast.Eq)  # `type(m) == nn.Linear`
+    if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, (list, tuple)) and right:
+        classes = [_same_class(left, v) for v in right]
+        if None not in classes:
+            return any(classes) == isinstance(op, ast.In)
     if isinstance(op, (ast.In, ast.NotIn)):
         if isinstance(right, (list, tuple, dict, str)) and isinstance(left, _PLAIN):
             if isinstance(right, str) and not isinstance(left, str):

@@ -226,7 +226,7 @@ def _could_matter(best: _Reading | None) -> bool:
     if init is None or len(init.node.args.args) - len(init.node.args.defaults) < 2:
         return False
     open_ended = any(node.kind == WEIGHT and node.attrs.get("uncertain") for node in best[1].nodes)
-    return open_ended or (not best[1].complete and any(isinstance(n, ast.For) for n in ast.walk(init.node)))
+    return open_ended or (not best[1].complete and any(isinstance(n, ast.For) for n in ast.walk(best[2].cls.node)))
 
 
 def _project_sites(cls: ClassValue, module: ModuleEnv, project_sites: ProjectSites) -> Iterator[Site]:

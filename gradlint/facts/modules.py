@@ -125,12 +125,16 @@ class ModuleEnv:
     def _module_or_ref(self, dotted: str) -> Value:
         return Ref(dotted) if self.resolve(dotted) is None else ModuleRef(dotted, self.resolve)
 
-    def _imported(self, node: ast.ImportFrom, name: str) -> Value:
+    def _module_of(self, node: ast.ImportFrom) -> str:
         module = node.module or ""
         if node.level:
             parts = self.package.split(".") if self.package else []
             parts = parts[: len(parts) - (node.level - 1)] if node.level > 1 else parts
             module = ".".join([*parts, module] if module else parts)
+        return module
+
+    def _imported(self, node: ast.ImportFrom, name: str) -> Value:
+        module = self._module_of(node)
         env = self.resolve(module)
         if env is not None and env is not self and env.binds(name):
             return env.lookup(name)
@@ -143,7 +147,9 @@ class ModuleEnv:
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
                 found = self._imported(node, name)
-                if not isinstance(found, Ref) and found is not UNKNOWN:
+                # a name of a file of the project is what that file binds it to, `nn` of its own imports too
+                own = self.resolve(self._module_of(node)) is not None
+                if found is not UNKNOWN and (own or not isinstance(found, Ref)):
                     return found
         return UNKNOWN
 
