@@ -45,7 +45,7 @@ class Initialiser:
     """How code outside a model initialises it: ``model.apply(function)``, ``function(model)``, ``model.method()``."""
 
     function: str
-    """Empty where it is not told by name."""
+    """Empty where it is not told by name. Of a method with arguments: the call as written, ``init(std=0.02)``."""
     how: Literal["apply", "call", "method"] = "call"
     home: str = ""
     """The file in which the function has this name, if that is not the model's own."""
@@ -108,15 +108,17 @@ def read_models(module: ModuleEnv, project_sites: ProjectSites | None = None) ->
     """
     found: list[ModelFacts] = []
     used_by_classes: set[tuple[int, int]] = set()
+    inner: dict[str, list[Site]] = {}
     for node in _classes(module.tree):
         interp = Interp()
         module.evaluator.current = interp.eval
         cls = ClassValue(node, module)
         if not _interesting(node, cls, interp) or _only_a_base(node, module):
             continue
-        facts = _read_class(cls, module, used_by_classes, project_sites)
+        facts = _read_class(cls, module, used_by_classes, project_sites, inner)
         if facts is not None:
             found.append(facts)
+    found = [_as_made_inside(facts, module, inner.get(facts.qualname, ())) for facts in found]
     found.extend(_read_sequentials(module, used_by_classes))
     return tuple(found)
 
@@ -154,9 +156,16 @@ def _only_a_base(node: ast.ClassDef, module: ModuleEnv) -> bool:
 
 
 def _read_class(
-    cls: ClassValue, module: ModuleEnv, used: set[tuple[int, int]], project_sites: ProjectSites | None
+    cls: ClassValue,
+    module: ModuleEnv,
+    used: set[tuple[int, int]],
+    project_sites: ProjectSites | None,
+    inner: dict[str, list[Site]],
 ) -> ModelFacts | None:
-    """Follow the class with each set of arguments that the project shows; the worst reading counts."""
+    """Follow the class with each set of arguments that the project shows; the worst reading counts.
+
+    ``inner`` collects how it makes other classes of the file.
+    """
     own = list(_call_sites(cls, module))[:MAX_SITES]
     unseen = Site((), {}, hidden=cls.node.name in module.handed_over)
     best = _worst(cls, module, own or [unseen])
@@ -165,12 +174,31 @@ def _read_class(
         best = (_worst(cls, module, elsewhere) if elsewhere else None) or best
     if best is None:
         return None
-    interp, instance, site = best[1:]
+    interp, instance, _ = best[1:]
     for c in modules_of(instance):
         if isinstance(c, Container) and c.file == module.path:
             used.add((c.line, c.column))
     for c in interp.containers:
         used.add((c.line, c.column))
+    for part in modules_of(instance):
+        if isinstance(part, Instance) and part is not instance and part.cls.module is module:
+            inner.setdefault(part.cls.node.name, []).append(Site(*part.made_with))
+    return _facts(cls, module, best)
+
+
+def _as_made_inside(facts: ModelFacts, module: ModuleEnv, sites: Sequence[Site]) -> ModelFacts:
+    """A class of which no call tells how deep it is, as another class of the file makes it."""
+    told = facts.site is not None and facts.site.line and facts.site.told
+    cls = module.lookup(facts.qualname)
+    known = [s for s in sites if s.told][:MAX_SITES]
+    if told or not known or not isinstance(cls, ClassValue):
+        return facts
+    best = _worst(cls, module, known)
+    return facts if best is None else replace(_facts(cls, module, best), made_at=facts.made_at)
+
+
+def _facts(cls: ClassValue, module: ModuleEnv, best: _Reading) -> ModelFacts:
+    interp, instance, site = best[1:]
     graph = interp.graph()
     node = cls.node
     return ModelFacts(
@@ -271,10 +299,15 @@ def _forward(
 def _apply(interp: Interp, module: ModuleEnv, instance: Instance, initialiser: Initialiser) -> bool:
     """Follow what code outside does to a model's weights; whether it could be found."""
     if initialiser.how == "method":
-        func = interp.table.objects.find_method(instance.cls, initialiser.function)
+        called = ast.parse(initialiser.function, mode="eval").body
+        name = called.func if isinstance(called, ast.Call) else called
+        func = interp.table.objects.find_method(instance.cls, name.id) if isinstance(name, ast.Name) else None
         if func is None:
             return False
-        interp.call_function(FuncValue(func.node, func.module, func.env, instance, func.owner), [], {})
+        args = [ast.literal_eval(a) for a in called.args] if isinstance(called, ast.Call) else []
+        named = {k.arg: ast.literal_eval(k.value) for k in called.keywords} if isinstance(called, ast.Call) else {}
+        kwargs: dict[str, Value] = {k: v for k, v in named.items() if k is not None}
+        interp.call_function(FuncValue(func.node, func.module, func.env, instance, func.owner), args, kwargs)
         return True
     func = module.lookup(initialiser.function)
     if not isinstance(func, FuncValue):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gradlint.facts import torch_ops as ops
+from gradlint.facts.module_tree import children
 from gradlint.facts.values import (
     UNKNOWN,
     Bound,
@@ -41,7 +42,7 @@ class Objects:
 
     def construct(self, cls: ClassValue, args: Sequence[Value], kwargs: dict[str, Value]) -> Value:
         """An instance of a project class, its ``__init__`` followed."""
-        instance = Instance(cls, is_module=self.is_module(cls))
+        instance = Instance(cls, is_module=self.is_module(cls), made_with=(tuple(args), dict(kwargs)))
         base = self.container_base(cls)
         if base is not None:
             instance.attrs["__items__"] = Container(base, [], [], cls.node.lineno, nested=True)
@@ -137,6 +138,8 @@ class Objects:
             return owner.attrs[name]
         if isinstance(owner, Instance) and name in ("weight", "bias") and "__layer__" in owner.attrs:
             return Weight(owner.attrs["__layer__"], name)
+        if isinstance(owner, Instance) and owner.is_module and name == "_modules":
+            return {str(key): child for key, child in children(owner)}
         method = self.find_method(cls, name)
         if method is not None:
             return self._bind_method(method, owner)

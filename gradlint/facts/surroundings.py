@@ -62,7 +62,7 @@ def read_surroundings(tree: ast.Module) -> Surroundings:
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and m.name not in _BUILDING]
-            wrote = {m.name for m in methods if any(_initialising(n) for n in _in_order(m))}
+            wrote = {m.name for m in methods if any(_writes(n, found.writing) for n in _in_order(m))}
             found.methods[node.name] = frozenset(wrote)
             called = (n.func for n in _in_order(node) if isinstance(n, ast.Call))
             found.held[node.name] = frozenset(func.id for func in called if isinstance(func, ast.Name))
@@ -302,8 +302,8 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
     whole = _held_by(owner, makers)
     if whole is not None and (short in _WHOLE or short in _LOADING_METHODS):
         found.initialised.setdefault(makers[whole], set()).add(_UNNAMED)  # `model.trunk.apply(f)`: a part of it
-    if owner in makers and short in found.methods.get(makers[owner], frozenset()) and not (node.args or node.keywords):
-        found.initialised.setdefault(makers[owner], set()).add(Initialiser(short, "method"))
+    if owner in makers and short in found.methods.get(makers[owner], frozenset()):
+        found.initialised.setdefault(makers[owner], set()).add(_method_call(short, node))
     named_so = any(word in short.lower() for word in _INITIALISING_WORDS) and not short[:1].isupper()
     if isinstance(node.func, ast.Name) and short[:1].islower() and short not in found.functions | _HARMLESS:
         # A function of another file gets the new model: what it gives back may have other weights.
@@ -322,6 +322,30 @@ def _read_call(node: ast.Call, makers: dict[str, str], found: Surroundings) -> N
                     known = isinstance(node.func, ast.Name) and part is arg and len(node.args) == 1
                     initialiser = Initialiser(short) if known else _UNNAMED
                     found.initialised.setdefault(makers[name], set()).add(initialiser)
+
+
+def _method_call(name: str, node: ast.Call) -> Initialiser:
+    """``model.weight_init(mean=0.0, std=0.02)``: with its arguments, where these are literals."""
+    given = [*node.args, *(k.value for k in node.keywords)]
+    if any(k.arg is None for k in node.keywords) or not all(_is_literal(value) for value in given):
+        return _UNNAMED
+    args = [*map(ast.unparse, node.args), *(f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords)]
+    return Initialiser(f"{name}({', '.join(args)})" if args else name, "method")
+
+
+def _is_literal(value: ast.expr) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _writes(node: ast.AST, writing: frozenset[str]) -> bool:
+    """Whether a statement of a method initialises, itself or through a function of the file."""
+    return _initialising(node) or (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in writing
+    )
 
 
 _WHOLE = frozenset({"apply", "init_weights", "reset_parameters", "_init_weights"})

@@ -91,6 +91,8 @@ class Instance:
     cls: ClassValue
     attrs: dict[str, Value] = field(default_factory=dict)
     is_module: bool = False
+    made_with: tuple[tuple[Value, ...], dict[str, Value]] = ((), {})
+    """The arguments of its constructor."""
 
 
 @dataclass(eq=False)

@@ -68,9 +68,12 @@ def _model(
     calls.sort(key=lambda c: (c.line != line, arguments(c.args, c.kwargs) != text))
     own = [function for function, how, home in experiment.initialisers if how != "method" and not home]
     others = [(home, function) for function, how, home in experiment.initialisers if how != "method" and home]
-    if experiment.kind == "class" and not any(c.closed for c in calls):
-        others.extend(_makers(index, path, name, calls))
-    part = slice_for(index, path, [name, *own], experiment.scope, calls, others)
+    makers = (
+        _makers(index, path, name, calls) if experiment.kind == "class" and not any(c.closed for c in calls) else []
+    )
+    outer_calls = [(maker, c) for home, maker in makers for c in index.call_sites(home, maker)[:2]]
+    others.extend(makers)
+    part = slice_for(index, path, [name, *own], experiment.scope, [*calls, *(c for _, c in outer_calls)], others)
     refused = _refused(part, name)
     if refused is not None:
         return refused
@@ -82,6 +85,9 @@ def _model(
         "qualname": name,
         # Arguments that use no name of their module mean the same anywhere.
         "calls": [{**c.to_json(), "module": c.module if c.module in held else part.entry} for c in calls],
+        "outer_calls": [
+            [maker, {**c.to_json(), "module": c.module if c.module in held else part.entry}] for maker, c in outer_calls
+        ],
         "inputs": [list(s) for s in inputs],
         "min_depth": MIN_DEPTH,
         "initialisers": [[f, how, _module(index, home, part.entry)] for f, how, home in experiment.initialisers],

@@ -66,6 +66,8 @@ class Plan:
     """What the project calls the model with, where it says so."""
     open: bool = False
     """Whether the constructor takes ``**kwargs``."""
+    called: bool = False
+    """Whether the project shows a call of the surrounding model."""
     inside: Optional[Tuple[type, Plan]] = None
     """The class to take out of the surrounding model that the other plan builds."""
 
@@ -160,7 +162,7 @@ class _Finder:
         if guessed is not None and not guessed.guessed:
             yield guessed
         outers = list(self._outers(target)) if kind == "class" else []
-        stated = [p for p in outers if p.inside and not p.inside[1].guessed]
+        stated = [p for p in outers if p.inside and (p.called or not p.inside[1].guessed)]
         if guessed is None or "depth_guessed" in guessed.notes:  # a surrounding model may state the depth
             yield from stated
             stated = []
@@ -168,7 +170,7 @@ class _Finder:
         if guessed is not None and guessed.guessed:
             yield guessed
         yield from stated
-        yield from (p for p in outers if p.inside and p.inside[1].guessed)
+        yield from (p for p in outers if p.inside and p.inside[1].guessed and not p.called)
 
     def _variable(self, name: str) -> Plan:
         entry = str(self.body["entry"])
@@ -270,11 +272,13 @@ class _Finder:
             level = [c for c in dict.fromkeys(level) if c not in seen and issubclass(c, nn.Module)]
             seen.extend(level)
             for outer in level:
-                plan = self._guessed(outer)
-                if plan is not None:
-                    inside = Plan(plan.make, f"{_name(target)} in {plan.text}")
-                    inside.inside = (target, plan)
-                    yield inside
+                calls = [c for maker, c in self.body.get("outer_calls") or () if maker == outer.__name__]
+                for plan in [*(self._from_call(outer, c) for c in calls), self._guessed(outer)]:
+                    if plan is not None:
+                        inside = Plan(plan.make, f"{_name(target)} in {plan.text}")
+                        inside.inside = (target, plan)
+                        inside.called = bool(calls)
+                        yield inside
 
     # trying
 
@@ -322,7 +326,11 @@ class _Finder:
         for name, how, home in self.body.get("initialisers") or ():
             module = self.slices.load(str(home))
             if how == "method":
-                getattr(model, name)()
+                call = ast.parse(str(name), mode="eval").body
+                args = call.args if isinstance(call, ast.Call) else []
+                named = call.keywords if isinstance(call, ast.Call) else []
+                method = getattr(model, str(name).partition("(")[0])
+                method(*map(ast.literal_eval, args), **{str(k.arg): ast.literal_eval(k.value) for k in named})
             elif how == "apply":
                 model.apply(getattr(module, name))
             else:

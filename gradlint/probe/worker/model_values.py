@@ -156,6 +156,7 @@ def guess(name: str, annotation: Any, notes: Dict[str, Any]) -> Any:
     if is_depth(low):
         return (DEPTH, DEPTH) if low in ("layers", "depths", "blocks") and hint is not int else DEPTH
     if _PLURAL.search(low):
+        notes["depth_guessed"] = True  # as many layers as there are widths
         return (DEPTH, DEPTH) if low.startswith("depth") else _pair(low)
     if _FLAG.search(low) and hint is not int and not low.startswith(("num_", "n_")):
         return False
