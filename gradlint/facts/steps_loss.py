@@ -54,6 +54,9 @@ def only_computes(steps: StepFacts, turn: Turn, step: Event, losses: bool = Fals
     own = {n.name: n for n in ast.walk(source.tree) if isinstance(n, ast.FunctionDef)}
     calls = [n for s in inner[-1].body for n in ast.walk(s) if isinstance(n, ast.Call) and n.lineno < step.line]
     if losses:
+        given = [n for s in inner[-1].body for n in ast.walk(s) if isinstance(n, ast.Assign) and n.lineno < step.line]
+        if any(_is_given_by_a_model(n, forwards) for n in given):
+            return False
         calls = [n for n in calls if {"loss", "losses"} & set(words(spelled(n.func) or ""))]
     return all(_is_harmless(n, forwards, own, 0) for n in calls)
 
@@ -114,10 +117,21 @@ def _unused_loss(ahead: Sequence[ast.stmt], clear: int, forwards: Collection[tup
             if done in _PROPAGATE or (handed and not _computes(node, id(node) in discarded)):
                 lost = None
         elif len(node.targets) == 1:
+            if _is_given_by_a_model(node, forwards):
+                lost = None
+                continue
             target = node.targets[0]
             listed = target.elts if isinstance(target, ast.Tuple) else [target]
             lost = next((n for n in map(spelled, listed) if n and _LOSSES & set(words(last_name(n)))), lost)
     return lost
+
+
+def _is_given_by_a_model(node: ast.Assign, forwards: Collection[tuple[int, int]]) -> bool:
+    """Whether a model gives its own loss, as ``losses, scores = meta_model(...)`` does: it may have trained itself."""
+    value = node.value
+    if not isinstance(value, ast.Call) or (value.lineno, value.col_offset + 1) not in forwards:
+        return False
+    return any(_LOSSES & set(words(n.id)) for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name))
 
 
 _PROPAGATE = frozenset({"backward", "step", "manual_backward"})
@@ -134,6 +148,8 @@ def _computes(call: ast.Call, discarded: bool) -> bool:
 def _gives_a_loss(name: str) -> bool:
     """Whether a function gives a loss by its name, and so runs no backward itself: ``criterion``, ``dice_loss``."""
     said = words(name.rpartition(".")[2])
+    if said[-1:] in (["fn"], ["func"], ["function"]):
+        said = said[:-1]
     return bool(_CRITERIA & set(said)) or (said[-1:] == ["loss"] and not {"compute", "sharded"} & set(said))
 
 
@@ -143,7 +159,8 @@ _OF_TENSORS = word_set(
     half to cuda cpu item data type type_as t permute transpose contiguous requires_grad_ fill_ add sub mul div max min
     norm softmax log_softmax sigmoid tanh relu gather scatter_ masked_select index_select argmax topk cumsum var matmul
     mm bmm dot flatten chunk split numpy tolist new_zeros new_ones new_tensor double bool int print len range train eval
-    isinstance next zip enumerate list tuple dict str getattr hasattr iter autocast no_grad append extend"""
+    isinstance next zip enumerate list tuple dict str getattr hasattr iter autocast no_grad append extend
+    forward"""
 )
 _LOSSES = word_set("loss losses err error cost objective")
 _CRITERIA = word_set("criterion criterions crit mse bce nll ce kl mean sum entropy")

@@ -417,11 +417,15 @@ class _Reader:
         while isinstance(inner.func, ast.Attribute) and isinstance(inner.func.value, ast.Call):
             inner = inner.func.value  # `Net().to(device)`
         named = (spelled(inner.func) or "").rsplit(".", 1)[-1]
+        if named in _MOVES and spelled(inner.func) == f"{key}.{named}":
+            return  # `model = model.to(device)`
         if named in _NEW_TENSORS or named in {"deepcopy", "clone"}:
             self.built.setdefault(_here(key, scope), set())
             return
         function = scope.lookup(named) if isinstance(inner.func, ast.Name) else None
-        if not named[:1].isupper() and not (function and function.functions and not function.opaque):
+        owner = (spelled(inner.func) or "").rpartition(".")[0].rpartition(".")[2]
+        loaded = named in {"from_pretrained", "load_from_checkpoint", "from_config"} and owner[:1].isupper()
+        if not named[:1].isupper() and not loaded and not (function and function.functions and not function.opaque):
             self.unbuilt.add(_here(key, scope))
             return
         given = {
@@ -437,7 +441,8 @@ class _Reader:
         key = spelled(function.value)
         if key is None:
             return
-        mode = function.attr == "train" and not call.args and bool(MODELS & set(words(last_name(key))))
+        moved = function.attr in {"cuda", "cpu"} or (function.attr == "train" and not call.args)
+        mode = moved and bool(MODELS & set(words(last_name(key))))
         if function.attr in MODEL_METHODS or mode:
             self.models.add(key)
         elif function.attr == "zero_grad":

@@ -8,7 +8,7 @@ from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
 from gradlint.facts.steps_loss import loss_left, only_computes
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
-from gradlint.facts.steps_words import CLEARS, TRAINING_OWNERS, word_set, words
+from gradlint.facts.steps_words import CLEARS, TRAINING_OWNERS, tells_listeners, word_set, words
 
 # -- GL104
 
@@ -108,12 +108,17 @@ def never_cleared(steps: StepFacts, turn: Turn, step: Event, inside: tuple[Frame
         return False
     if not anew and not _handed_out(steps, step) and _another_each_turn(turn, step):
         return False
+    # who clears by itself, once for each epoch, has no listener do it
+    outside = turn.loop is not None and any(
+        e.object == step.object and not turn.holds(k) for k, e in turn.region.of_kind("zero_grad")
+    )
     for _, event in turn.events():
         if event.frames[: len(inside)] != inside:
             continue
         if event.kind == "zero_grad" and not _of_another(steps, turn, event, step):
             return False
-        if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given):
+        passed_over = outside and tells_listeners(event.name) and not event.given
+        if event.kind == "unknown" and (event.doubt in {"strong", "clearing"} or event.given) and not passed_over:
             return False
         if event.kind == "make" and not (anew and event.object == step.object):
             return False
@@ -246,7 +251,7 @@ def _never_backward(steps: StepFacts, turn: Turn, step: Event) -> bool:
     doubtful = any(e.doubt != "weak" or e.given for _, e in turn.events("unknown"))
     if doubtful or not only_computes(steps, turn, step):
         return False
-    return bool(models) and not any(TRAINING_OWNERS - {"model"} & set(words(m)) for m in models)
+    return bool(models) and not any((TRAINING_OWNERS - {"model"} | {"meta", "maml"}) & set(words(m)) for m in models)
 
 
 def _evaluates_without_backward(turn: Turn, step: Event) -> bool:

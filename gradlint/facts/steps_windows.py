@@ -51,7 +51,7 @@ def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
     def transfer(at: Node[Event], state: str) -> str | None:
         event = at.event
         if at.index == index:
-            return {"given": "lost", "shared": "lost at once"}.get(state, state)
+            return {"given": "lost", "shared": "lost at once", "none": "empty"}.get(state, state)
         if event is None or (state == "given" and event.kind == "unknown"):
             return state
         if event.kind == "backward":
@@ -67,7 +67,9 @@ def _straight(turn: Turn, index: int, node: int, step: Event) -> bool:
         return state
 
     before = follow(turn.graph, {turn.graph.entry: frozenset({"none"})}, transfer)
-    return before.get(node, frozenset({""})) <= {"lost", "lost at once"}
+    found = before.get(node, frozenset())
+    # on some paths there may have been no loss at all
+    return bool(found & {"lost", "lost at once"}) and found <= {"lost", "lost at once", "empty"}
 
 
 def _inner(turn: Turn, index: int) -> bool:
