@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -20,6 +21,8 @@ MIN_HELD, MIN_SHARE = 4, 0.6
 """Weight layers, and share of the chain, that make an inner class the chain's home."""
 MAX_SITES = 4
 """Calls of a class that are read."""
+_WIDTHS = re.compile(r"(hidden|layer|mlp|fc)_?\w*(sizes|dims|units|widths|layers)$|^(layers|widths|net_arch)$")
+"""Arguments that tell how many layers there are, and how wide each is."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +193,11 @@ def _as_made_inside(facts: ModelFacts, module: ModuleEnv, sites: Sequence[Site])
     """A class of which no call tells how deep it is, as another class of the file makes it."""
     told = facts.site is not None and facts.site.line and facts.site.told
     cls = module.lookup(facts.qualname)
-    known = [s for s in sites if s.told][:MAX_SITES]
-    if told or not known or not isinstance(cls, ClassValue):
+    if told or not sites or not isinstance(cls, ClassValue):
         return facts
-    best = _worst(cls, module, known)
-    return facts if best is None else replace(_facts(cls, module, best), made_at=facts.made_at)
+    best = _worst(cls, module, [s for s in sites if s.told][:MAX_SITES] or list(sites)[:MAX_SITES])
+    made = None if best is None else replace(_facts(cls, module, best), made_at=facts.made_at)
+    return facts if made is None or (made.uncertain and not facts.uncertain) else made
 
 
 def _facts(cls: ClassValue, module: ModuleEnv, best: _Reading) -> ModelFacts:
@@ -251,7 +254,12 @@ def _could_matter(best: _Reading | None) -> bool:
         return True
     # how many layers there are is not told, and has no default: a call may tell
     init = best[1].table.objects.find_method(best[2].cls, "__init__")
-    if init is None or len(init.node.args.args) - len(init.node.args.defaults) < 2:
+    if init is None:
+        return False
+    spec = init.node.args
+    if any(_WIDTHS.search(a.arg) for a in (*spec.args, *spec.kwonlyargs)):
+        return True
+    if len(spec.args) - len(spec.defaults) < 2:
         return False
     open_ended = any(node.kind == WEIGHT and node.attrs.get("uncertain") for node in best[1].nodes)
     return open_ended or (not best[1].complete and any(isinstance(n, ast.For) for n in ast.walk(best[2].cls.node)))

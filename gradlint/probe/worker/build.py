@@ -30,7 +30,7 @@ from model_calls import (
 from model_errors import failed_assert, value_in
 from model_inputs import FORWARD_LIMIT, Inputs, Search, Seen, Spec, captured, observe, seed_all
 from model_missing import Missing
-from model_values import NoGuess, alternatives, describe, guess
+from model_values import NoGuess, alternatives, describe, guess, is_depth, is_plural
 from modules import SlicedModules
 from probe_errors import ProbeError, is_out_of_memory
 from torch import Tensor, nn
@@ -162,6 +162,8 @@ class _Finder:
         if guessed is not None and not guessed.guessed:
             yield guessed
         outers = list(self._outers(target)) if kind == "class" else []
+        if any(_hides_depth(call, target) for call in calls):  # only who makes its maker tells how deep it is
+            yield from (p for p in outers if p.called)
         stated = [p for p in outers if p.inside and (p.called or not p.inside[1].guessed)]
         if guessed is None or "depth_guessed" in guessed.notes:  # a surrounding model may state the depth
             yield from stated
@@ -460,6 +462,15 @@ class _Part:
 
     def __str__(self) -> str:
         return self.plan.text
+
+
+def _hides_depth(call: Mapping[str, Any], target: Any) -> bool:
+    """Whether a call passes on a number of layers, or their widths, that it was given itself."""
+    signature = signature_of(target)
+    names = [p.name for p in signature.parameters.values()] if signature is not None else []
+    given = dict(zip(names, call.get("args", ())))
+    given.update(call.get("kwargs", {}))
+    return any((is_depth(n) or is_plural(n)) and str(text).isidentifier() for n, text in given.items())
 
 
 def _shown(value: Any) -> Any:

@@ -22,6 +22,7 @@ from model_weights import default_std_ratio, init_of, is_default
 from modules import SlicedModules
 from probe_errors import ProbeError
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 SEEDS = 5
 MARGIN = 2e-2
@@ -83,6 +84,21 @@ class _Trace:
     parameters: int
 
 
+def _normalizes_weights(model: nn.Module, chain: Chain) -> bool:
+    """Whether most layers of a chain have weight or spectral normalization: their scale is a parameter of its own."""
+    layers = [model.get_submodule(n.path) for n in chain.layers if _is_module(model, n.path)]
+    bound = [m for m in layers if is_parametrized(m) or hasattr(m, "weight_g") or hasattr(m, "weight_orig")]
+    return 2 * len(bound) > len(chain.layers)
+
+
+def _is_module(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
 class _Experiment:
     def __init__(self, body: Mapping[str, Any], recipe: build.Recipe) -> None:
         self.body = body
@@ -94,9 +110,11 @@ class _Experiment:
         seen, self.recipe.seen = self.recipe.seen, None
         if seen is None:
             raise ProbeError("not-built", "no forward was seen")
-        trace = self._trace(seen, batch)
+        trace, model = self._trace(seen, batch), seen.model
         del seen
         found = [(i, c) for i, c in enumerate(chains(trace.graph)) if c.depth >= int(self.body.get("min_depth", 4))]
+        found = [(i, c) for i, c in found if not _normalizes_weights(model, c)]
+        del model
         found = sorted(sorted(found, key=lambda pair: -pair[1].depth)[:CHAIN_LIMIT])
         if found and batch is not None:
             trace = self._on_small_images(trace, batch)

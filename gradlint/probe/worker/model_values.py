@@ -79,6 +79,11 @@ def is_depth(name: str) -> bool:
     return bool(_DEPTH.search(name.lower()))
 
 
+def is_plural(name: str) -> bool:
+    """Whether an argument of this name lists one number for each layer."""
+    return bool(_PLURAL.search(name.lower()))
+
+
 class Config:
     """A configuration object whose values are guessed as they are asked for, and remembered."""
 
