@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from ghost import Ghost, GhostTensor
@@ -72,5 +72,6 @@ def install() -> None:
         if not isinstance(state_dict, Ghost):  # an unknown state is that of the beginning
             real["load_state_dict"](self, state_dict)
 
-    for name, function in zip(names, (scale, unscale_, step, update, load_state_dict)):
+    patched: List[Callable[..., Any]] = [scale, unscale_, step, update, load_state_dict]
+    for name, function in zip(names, patched):
         setattr(scaler, name, functools.wraps(real[name])(function))
