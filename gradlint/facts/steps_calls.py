@@ -357,7 +357,7 @@ def _doubt_of_method(func: ast.Attribute, known: set[str], frame: Context) -> st
     owner = frame.key(func.value) or ""
     named = set(words(last_name(owner)))
     trains = bool(TRAINING_OWNERS & named) and not named & PASSIVE_OWNERS
-    if (func.attr == "train" and (frame.unit.objects.is_model(owner) or not trains)) or named & {"logger", "dashboard"}:
+    if (func.attr == "train" and (frame.unit.objects.is_model(owner) or not trains)) or "logger" in named:
         return ""
     touching = known & STRONG - ({"clip"} if known & OF_WEIGHTS else set())
     return "strong" if touching and (trains or not touching <= OF_ANYTHING) else ""

@@ -17,6 +17,9 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
 
     ``loss_g = ...; optimizer_g.zero_grad(); optimizer_g.step()``: the name of the loss, None where there is no such.
     """
+    plain = steps.objects is not None and steps.objects.may_be_of_torch(step.object)
+    if step.wrapper or not plain or not step.object:
+        return None
 
     def transfer(node: Node[Event], state: str) -> str:
         event = node.event
@@ -27,8 +30,7 @@ def loss_left(steps: StepFacts, turn: Turn, index: int, step: Event) -> str | No
         return "" if event.kind != "zero_grad" else state
 
     before = follow(turn.graph, {turn.graph.entry: frozenset({""})}, transfer).get(index, frozenset())
-    plain = steps.objects is not None and steps.objects.may_be_of_torch(step.object)
-    if step.wrapper or not plain or not step.object or len(before) != 1 or before == frozenset({""}):
+    if len(before) != 1 or before == frozenset({""}):
         return None
     clear = turn.graph.nodes[int(next(iter(before)))].event
     source = steps.files.get(step.path)
@@ -150,7 +152,7 @@ def _gives_a_loss(name: str) -> bool:
     said = words(name.rpartition(".")[2])
     if said[-1:] in (["fn"], ["func"], ["function"]):
         said = said[:-1]
-    return bool(_CRITERIA & set(said)) or (said[-1:] == ["loss"] and not {"compute", "sharded"} & set(said))
+    return bool(CRITERIA & set(said)) or (said[-1:] == ["loss"] and "compute" not in said)
 
 
 _LIBRARIES = word_set("torch F nn np numpy math functional th")
@@ -163,4 +165,5 @@ _OF_TENSORS = word_set(
     forward"""
 )
 _LOSSES = word_set("loss losses err error cost objective")
-_CRITERIA = word_set("criterion criterions crit mse bce nll ce kl mean sum entropy")
+CRITERIA = word_set("criterion criterions crit mse bce nll ce kl entropy")
+"""In the name of what computes a loss and does nothing else."""

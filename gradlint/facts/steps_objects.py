@@ -297,8 +297,9 @@ def _is_named(key: str) -> bool:
 def _given_parameters(call: ast.Call) -> bool:
     """``table[args.optimizer](model.parameters(), lr=1e-3)``."""
     first = call.args[0] if call.args else None
-    inside = isinstance(first, ast.Call) and isinstance(first.func, ast.Attribute)
-    return inside and first.func.attr in PARAMETER_METHODS  # type: ignore[union-attr]
+    if not isinstance(first, ast.Call) or not isinstance(first.func, ast.Attribute):
+        return False
+    return first.func.attr in PARAMETER_METHODS
 
 
 class _Reader:

@@ -6,7 +6,7 @@ import re
 
 from gradlint.facts.steps import Event, Frame, Region, StepFacts
 from gradlint.facts.steps_apart import apart
-from gradlint.facts.steps_loss import loss_left, only_computes
+from gradlint.facts.steps_loss import CRITERIA, loss_left, only_computes
 from gradlint.facts.steps_states import Phase, Turn, phases, turn_of
 from gradlint.facts.steps_words import CLEARS, TRAINING_OWNERS, tells_listeners, word_set, words
 
@@ -316,10 +316,7 @@ def _nothing_between(turn: Turn, index: int) -> bool:
 
 def _is_criterion(event: Event) -> bool:
     """Whether what is called computes a loss by its name, and so runs no backward: ``self.criterionGAN(...)``."""
-    return bool(_CRITERIA & set(words(event.name.rsplit(".", 1)[-1])))
-
-
-_CRITERIA = word_set("criterion criterions crit mse bce nll ce kl")
+    return bool(CRITERIA & set(words(event.name.rsplit(".", 1)[-1])))
 
 
 def _backward_next(turn: Turn, index: int) -> bool:

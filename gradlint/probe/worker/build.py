@@ -404,12 +404,7 @@ class _Finder:
         except NoGuess:
             return
         plan.notes.update(notes)
-        if plan.open and name not in plan.sizes:
-            yield plan.with_override(name, value)
-        for argument, part in {**plan.guessed, **plan.overrides}.items():
-            if isinstance(part, _Part):
-                for better in _with_more(part.plan, name, value):
-                    yield plan.with_override(argument, _Part(better))
+        yield from _with_more(plan, name, value)
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, ProbeError):

@@ -86,17 +86,10 @@ class _Trace:
 
 def _normalizes_weights(model: nn.Module, chain: Chain) -> bool:
     """Whether most layers of a chain have weight or spectral normalization: their scale is a parameter of its own."""
-    layers = [model.get_submodule(n.path) for n in chain.layers if _is_module(model, n.path)]
+    modules = dict(model.named_modules())
+    layers = [modules[n.path] for n in chain.layers if n.path in modules]
     bound = [m for m in layers if is_parametrized(m) or hasattr(m, "weight_g") or hasattr(m, "weight_orig")]
     return 2 * len(bound) > len(chain.layers)
-
-
-def _is_module(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 class _Experiment:
