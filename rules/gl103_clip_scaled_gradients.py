@@ -1,7 +1,8 @@
 """# clip-scaled-gradients
 
 ## What it does
-Finds a gradient clip that runs on gradients which still carry the loss scale of a gradient scaler.
+Finds a gradient clip that runs on gradients which still carry the loss scale of a gradient scaler, or of apex's
+`amp.scale_loss` if it runs inside of that block.
 
 ## Why it matters
 `scaler.scale(loss).backward()` makes gradients that are larger by the loss scale, 65536 at the start. A clip compares

@@ -47,11 +47,12 @@ for step in range(20):
 The loop runs on real PyTorch with one batch, a learning rate of 0 and clips that do not act, so that every backward
 gives the same gradient. The finding is confirmed if the norm at the third step is more than 2.5 times that of one
 iteration's own gradient (a sum of three gives 3.0), and within 1.2 times of it once the gradients are cleared ahead of
-the backward. Under a gradient scaler the leftovers are divided by the loss scale at the next `unscale_` and hardly
-count. What counts there is the overflow that half precision meets now and then: one is made in the first backward, and
-the finding is confirmed if the scaler then skips every further step, since the infinite gradient is never cleared, and
-steps again after the edit. The same edit is what `--fix --unsafe-fixes` applies. It is never called safe, since only
-the author knows whether the gradients were meant to add up over several iterations.
+the backward. Where a loop ends after two steps and what is round it clears, it has to be more than 1.75 times at the
+second (a sum of two gives 2.0). Under a gradient scaler the leftovers are divided by the loss scale at the next
+`unscale_` and hardly count. What counts there is the overflow that half precision meets now and then: one is made in
+the first backward, and the finding is confirmed if the scaler then skips every further step, since the infinite
+gradient is never cleared, and steps again after the edit. The same edit is what `--fix --unsafe-fixes` applies. It is
+never called safe, since only the author knows whether the gradients were meant to add up over several iterations.
 
 ## When to ignore it
 When the gradients of all iterations are meant to be summed.

@@ -2,7 +2,8 @@
 
 ## What it does
 Finds an optimizer step that no path gives a fresh gradient: nothing has run backward since the gradients were
-cleared, or since the same optimizer made its last step.
+cleared, or since the same optimizer made its last step. That is also so where the loss is computed between clearing
+and step and its backward has been forgotten.
 
 ## Why it matters
 A step without gradients changes no weight (or lets momentum and weight decay move them). In the order `zero_grad`,

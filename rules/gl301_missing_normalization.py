@@ -58,6 +58,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 The model is built and run on N(0, 1) inputs with five seeds, and the gradients of the first and the last hidden layer
 of the chain are compared. Then a BatchNorm is put after each weight layer of the chain but the last and the numbers are
 measured again; where that does not cure, LayerNorm (GroupNorm for convolutions) is tried and the evidence names it.
+A chain most of whose layers have weight or spectral normalization is not measured: their scale is a parameter.
 
 ## When to ignore it
 When an initialiser is added instead (see default-initialization: either is enough), or the batch is too small for
