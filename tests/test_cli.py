@@ -285,3 +285,38 @@ def test_a_folder_without_torch_needs_no_libcst(gradlint: Run, folder: Path) -> 
     )
     imported = {line.rpartition("|")[2].strip() for line in completed.stderr.splitlines()}
     assert not {"libcst", "torch", "rich"} & imported
+
+
+THREE_FIRST_USES = """\
+import torch
+from torch import nn, optim
+
+
+class Solver:
+    def __init__(self, kind):
+        self.net = nn.Linear(4, 1)
+        self.params = self.net.parameters()
+        if kind == "sgd":
+            self.optimizer = optim.SGD(self.params, lr=0.1)
+        elif kind == "adam":
+            self.optimizer = optim.Adam(self.params, lr=0.1)
+        else:
+            self.optimizer = optim.Adadelta(self.params, lr=0.1)
+
+    def fit(self, batches):
+        for x, y in batches:
+            self.optimizer.zero_grad()
+            loss = nn.functional.mse_loss(self.net(x), y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            self.optimizer.step()
+"""
+
+
+def test_message_is_the_same_whatever_the_order_of_sets(gradlint: Run, folder: Path) -> None:
+    write(folder, program=THREE_FIRST_USES)
+    seen = set()
+    for seed in range(8):
+        done = gradlint("--no-probe", "--format", "json", "program.py", env={**os.environ, "PYTHONHASHSEED": str(seed)})
+        seen.add(json.loads(done.stdout)["findings"][0]["message"])
+    assert seen == {"self.params is an iterator and is used up after SGD (line 10): clip_grad_norm_ gets no parameters"}

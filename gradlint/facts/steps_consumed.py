@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from gradlint.facts.cfg import Guard, Node
 from gradlint.facts.steps import Event, Region, StepFacts
@@ -46,7 +46,7 @@ def _in_region(region: Region, lists: bool, inherited: _State, own: Callable[[st
     places = {(event.path, event.location): index for index, event in region.of_kind("consume")}
     known = {name for name, _, _ in inherited}
     for index, event in region.of_kind("consume"):
-        for state in before.get(index, frozenset()):
+        for state in _in_order(before.get(index, frozenset())):
             for name, made, first in state:
                 mine = name == event.object or (name in known and name == own(event.object))
                 other = places.get((first.path, first.location)) if first is not None else None
@@ -96,12 +96,21 @@ def _states(region: Region, lists: bool, start: _State) -> dict[int, frozenset[_
     return follow(region.graph, {region.graph.entry: frozenset({start})}, transfer)
 
 
+def _in_order(states: Collection[_State]) -> list[_State]:
+    """By the places in them, since the order of a set differs from run to run, and the first one is named."""
+    return sorted(states, key=lambda s: [(n, *_place(made), *(_place(first) if first else ())) for n, made, first in s])
+
+
+def _place(event: Event) -> tuple[str, int, int]:
+    return event.path, event.line, event.location.column
+
+
 def _made_in_constructors(steps: StepFacts, lists: bool) -> _State:
     """The attributes that one method binds and leaves used up, for the other methods."""
     found: dict[str, dict[str, tuple[str, Event, Event | None]]] = {}
     for region in steps.regions:
         bound = {e.object for _, e in region.of_kind("iterator") if e.object.startswith("self.")}
-        for state in _states(region, lists, ()).get(region.graph.exit, frozenset()) if bound else ():
+        for state in _in_order(_states(region, lists, ()).get(region.graph.exit, frozenset())) if bound else ():
             for name, made, first in state:
                 if name in bound and first is not None:
                     found.setdefault(name, {}).setdefault(region.qualname, (name, made, first))
